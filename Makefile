@@ -1,0 +1,45 @@
+# Every target sets up what it needs. PYTHON=python3 uses an existing environment instead of .venv.
+SHELL := /bin/bash
+VENV := .venv
+BASE_PYTHON ?= python3
+ifdef PYTHON
+READY := build
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.PHONY: demo test bench lint format cuda-check gpu-check docs build clean
+
+$(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
+	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+build:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+
+demo: $(READY)
+	$(PYTHON) examples/demo.py
+
+test: $(READY)
+	$(PYTHON) -m pytest tests
+
+bench: $(READY)
+	$(PYTHON) -m pytest benchmarks
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m clang_format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(READY)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+cuda-check: $(READY)
+	$(PYTHON) csrc/cuda/check.py
+
+clean:
+	rm -rf build *.egg-info videoar_kernels/*.so $(VENV)

@@ -1,0 +1,45 @@
+// The instruction sets a CPU kernel is compiled for, and the one in use.
+#pragma once
+
+namespace videoar {
+
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+
+constexpr int kIsaCount = 4;
+constexpr const char* kIsaNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512_bf16"};
+
+// The best instruction set that was compiled in and that CPU and operating system support.
+Isa best_isa();
+
+// best_isa(), unless VIDEOAR_ISA or set_isa() chose a lower one.
+Isa active_isa();
+
+// False where this CPU or this build lacks the instruction set; nothing changes then.
+bool set_isa(Isa isa);
+
+// -1 for an unknown name.
+int isa_from_name(const char* name);
+
+}  // namespace videoar
+
+// Each kernel family declares a table `Table` of function pointers. Every instruction set defines one in its
+// own namespace, and `name()` returns the table of the active one.
+#if defined(__x86_64__)
+#define VIDEOAR_DECLARE_KERNELS(Table, name)            \
+  namespace portable { extern const Table name; }      \
+  namespace avx2 { extern const Table name; }          \
+  namespace avx512 { extern const Table name; }        \
+  namespace avx512_bf16 { extern const Table name; }   \
+  inline const Table& name() {                         \
+    switch (active_isa()) {                            \
+      case Isa::avx512_bf16: return avx512_bf16::name; \
+      case Isa::avx512: return avx512::name;           \
+      case Isa::avx2: return avx2::name;               \
+      default: return portable::name;                  \
+    }                                                  \
+  }
+#else
+#define VIDEOAR_DECLARE_KERNELS(Table, name)       \
+  namespace portable { extern const Table name; } \
+  inline const Table& name() { return portable::name; }
+#endif

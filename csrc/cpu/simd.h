@@ -1,0 +1,237 @@
+// SIMD as GCC vector types, so that one source serves every instruction set: Vec<float> and Vec<double> of the
+// ISA's width, loads and stores that convert bfloat16 and float16, and the few functions kernels need.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "dtype.h"
+
+namespace videoar {
+namespace VIDEOAR_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename VecType<A>::type;
+template <class A>
+using Mask = typename VecType<A>::mask;
+template <class A>
+constexpr int kLanes = kVectorBytes / int(sizeof(A));
+
+typedef uint32_t VecU32 __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t VecU16 __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class A>
+static inline Vec<A> broadcast(A value) {
+  return Vec<A>{} + value;
+}
+
+template <class A>
+static inline A reduce_add(Vec<A> v) {
+  A sum = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
+  return sum;
+}
+
+template <class A>
+static inline A reduce_max(Vec<A> v) {
+  A best = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+template <class A>
+static inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
+  return a > b ? a : b;
+}
+
+// Scalar conversions; the rounding is to nearest, ties to even, in both.
+static inline float to_float(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+static inline float to_float(f16 x) {
+#if defined(__F16C__) || defined(__AVX512F__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  uint32_t bits;
+  if (rest >= 0x7c00) {
+    bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+  } else if (rest >= 0x400) {
+    bits = sign | ((rest << 13) + 0x38000000);
+  } else {
+    const float tiny = float(rest) * 5.9604644775390625e-8f;
+    std::memcpy(&bits, &tiny, 4);
+    bits |= sign;
+  }
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+#endif
+}
+static inline float to_float(float x) { return x; }
+static inline double to_float(double x) { return x; }
+
+template <class T>
+static inline T from_float(Accumulator<T> x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline double from_float<double>(double x) {
+  return x;
+}
+template <>
+inline bf16 from_float<bf16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return bf16{uint16_t(bits >> 16 | 0x40)};
+  return bf16{uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+inline f16 from_float<f16>(float x) {
+#if defined(__F16C__) || defined(__AVX512F__)
+  return f16{uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return f16{uint16_t(sign | 0x7e00)};
+  if (bits >= 0x477ff000) return f16{uint16_t(sign | 0x7c00)};
+  if (bits < 0x38800000) {
+    // Adding 0.5 lines the subnormal up with the float's last bits, rounding on the way.
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    uint32_t shifted;
+    std::memcpy(&shifted, &magnitude, 4);
+    return f16{uint16_t(sign | (shifted - 0x3f000000))};
+  }
+  return f16{uint16_t(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13))};
+#endif
+}
+
+// Unaligned loads of kLanes elements, widened to the accumulator type.
+static inline Vec<float> load(const float* p) {
+  Vec<float> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline Vec<double> load(const double* p) {
+  Vec<double> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline Vec<float> load(const bf16* p) {
+  VecU16 raw;
+  std::memcpy(&raw, p, sizeof raw);
+  return (Vec<float>)(__builtin_convertvector(raw, VecU32) << 16);
+}
+static inline Vec<float> load(const f16* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+static inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
+static inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+static inline void store(bf16* p, Vec<float> v) {
+  const VecU32 bits = (VecU32)v;
+  const VecU32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const VecU32 quiet = bits >> 16 | 0x40;
+  const VecU16 raw = __builtin_convertvector((VecU32)((v != v) ? quiet : rounded), VecU16);
+  std::memcpy(p, &raw, sizeof raw);
+}
+static inline void store(f16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_float<f16>(v[i]);
+#endif
+}
+
+// The first n < kLanes elements; the rest of the vector is zero, and nothing past p + n is touched.
+template <class T>
+static inline Vec<Accumulator<T>> load_partial(const T* p, int n) {
+  T buffer[kLanes<Accumulator<T>>] = {};
+  std::memcpy(buffer, p, size_t(n) * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+static inline void store_partial(T* p, Vec<Accumulator<T>> v, int n) {
+  T buffer[kLanes<Accumulator<T>>];
+  store(buffer, v);
+  std::memcpy(p, buffer, size_t(n) * sizeof(T));
+}
+
+// e^x to 1 ulp or so in float32; 0 below -87.3, clamped above 88.3.
+static inline Vec<float> vexp(Vec<float> x) {
+  const Vec<float> low = broadcast(-87.33654f), high = broadcast(88.37626f);
+  const Mask<float> underflow = x < low;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
+  const Vec<float> magic = broadcast(12582912.0f);
+  const Vec<float> shifted = x * 1.44269504088896341f + magic;
+  const Vec<float> n = shifted - magic;
+  const Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec<float> y = broadcast(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const Mask<float> exponent = ((Mask<float>)shifted - (Mask<float>)magic + 127) << 23;
+  const Vec<float> result = y * (Vec<float>)exponent;
+  return underflow ? Vec<float>{} : result;
+}
+static inline Vec<double> vexp(Vec<double> x) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = __builtin_exp(x[i]);
+  return y;
+}
+
+template <class V>
+static inline V vsigmoid(V x) {
+  return 1 / (1 + vexp(-x));
+}
+
+}  // namespace VIDEOAR_ISA
+}  // namespace videoar

@@ -1,0 +1,71 @@
+"""Builds the compiled kernels with CMake and ninja; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def wants_cuda(torch) -> bool:
+    """CUDA kernels need nvcc and a PyTorch that has CUDA; VIDEOAR_CUDA=0 or 1 decides otherwise."""
+    choice = os.environ.get("VIDEOAR_CUDA", "auto")
+    nvcc = shutil.which("nvcc") or (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc").exists()
+    possible = bool(nvcc) and torch.version.cuda is not None
+    if choice == "1" and not possible:
+        raise SystemExit(f"VIDEOAR_CUDA=1, but nvcc: {bool(nvcc)}, CUDA of this PyTorch: {torch.version.cuda}")
+    return possible and choice != "0"
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once for both libraries."""
+
+    def run(self) -> None:
+        in_place = self.inplace or self.editable_mode
+        package = Path("videoar_kernels")
+        self.build_into(ROOT / package if in_place else Path(self.build_lib).resolve() / package)
+
+    def build_into(self, output: Path) -> None:
+        try:
+            import pybind11
+            import torch
+        except ImportError as error:
+            raise SystemExit(
+                f"videoar: {error.name} is needed to build; install torch and pybind11 first, then use "
+                "`pip install --no-build-isolation -e .`"
+            ) from None
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        if os.environ.get("VIDEOAR_SANITIZE"):
+            build = build.with_name(build.name + "-sanitize")
+        build.mkdir(parents=True, exist_ok=True)
+        cuda = wants_cuda(torch)
+        arguments = [
+            f"-DTORCH_DIR={Path(torch.__file__).parent}",
+            f"-DTORCH_VERSION={torch.__version__}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DOUTPUT_DIR={output}",
+            f"-DVIDEOAR_VERSION={self.distribution.get_version()}",
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('VIDEOAR_BUILD_TYPE', 'Release')}",
+            f"-DVIDEOAR_SANITIZE={os.environ.get('VIDEOAR_SANITIZE', '')}",
+            f"-DVIDEOAR_CUDA={'ON' if cuda else 'OFF'}",
+        ]
+        if architectures := os.environ.get("VIDEOAR_CUDA_ARCHS"):
+            arguments.append(f"-DVIDEOAR_CUDA_ARCHS={architectures}")
+        # Two builds into one folder would corrupt each other.
+        with open(build / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments], check=True)
+            jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+            subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
+
+
+setup(ext_modules=[Extension("videoar_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

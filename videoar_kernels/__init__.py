@@ -1,0 +1,6 @@
+"""Kernels for autoregressive video models. Every name is documented where it is defined."""
+
+from videoar_kernels.norm import swiglu
+from videoar_kernels.report import info
+
+__all__ = ["info", "swiglu"]

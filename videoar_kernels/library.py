@@ -1,0 +1,50 @@
+"""Loads the compiled operators and tells what was built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+
+_path = Path(__file__).parent / "libvideoar_ops.so"
+if not _path.exists():
+    raise ImportError(
+        f"videoar_kernels: the compiled operators are missing ({_path}); "
+        "run `pip install --no-build-isolation -e .` in the repository, or `make build`"
+    )
+torch.ops.load_library(str(_path))
+
+ops = torch.ops.videoar_kernels
+
+
+def cpu_isa() -> str:
+    """Returns the instruction set that CPU kernels run with now, one of `ISAS`."""
+    return ops.cpu_isa("")
+
+
+def set_cpu_isa(name: str) -> str:
+    """Makes CPU kernels run with instruction set `name`; returns the one used before.
+
+    Raises:
+        ValueError: `name` is unknown, or this CPU or build does not support it.
+    """
+    before = cpu_isa()
+    if not name or ops.cpu_isa(name) != name:
+        raise ValueError(f"set_cpu_isa: expected one of {available_isas()}, got {name!r}")
+    return before
+
+
+def available_isas() -> tuple[str, ...]:
+    """Returns the instruction sets that this build has and this CPU supports."""
+    before = cpu_isa()
+    available = tuple(name for name in ISAS if ops.cpu_isa(name) == name)
+    ops.cpu_isa(before)
+    return available
+
+
+_wanted = os.environ.get("VIDEOAR_ISA", "")
+if _wanted and cpu_isa() != _wanted:
+    raise ImportError(f"videoar_kernels: VIDEOAR_ISA={_wanted!r}, expected one of {available_isas()}")
