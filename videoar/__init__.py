@@ -1,0 +1,1 @@
+"""Both VideoAR papers, end to end, on videoar_kernels."""

@@ -1,0 +1,1 @@
+"""Video data: built-in sprites and folders of clips."""
