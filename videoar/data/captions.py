@@ -1,11 +1,11 @@
-"""The language of the built-in sprites: four attributes, one sentence, and the combinations that training never sees."""
+"""The language of the built-in sprites: four attributes, one sentence, the combinations never seen in training."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-# The corners of the colour cube: eight colours as far from each other, and from grey backgrounds, as colours can be.
+# The corners of the colour cube: as far from each other, and from grey backgrounds, as colours can be.
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = (
@@ -58,7 +58,7 @@ def parse_caption(caption: str) -> Attributes:
     match = _SENTENCE.fullmatch(caption.strip())
     if match is None or match[3].lower() not in DIRECTIONS:
         raise ValueError(
-            f'parse_caption: expected "a <colour> <shape> moving <direction> <{"|".join(SPEEDS)}>", got {caption!r}'
+            f'parse_caption: expected "a <colour> <shape> moving <direction> {"|".join(SPEEDS)}", got {caption!r}'
         )
     return Attributes(*(word.lower() for word in match.groups()))
 
@@ -66,11 +66,11 @@ def parse_caption(caption: str) -> Attributes:
 def is_heldout(combination: Combination) -> bool:
     """Whether training never shows this combination of colour, shape and direction.
 
-    The residue spreads them evenly: of the combinations that share two attributes at most one is held out, so each
-    attribute, and each pair of attributes, still occurs in training.
+    The residue spreads them evenly: of the combinations that share two attributes at most one is held out, so
+    each attribute, and each pair of attributes, still occurs in training.
     """
     colour, shape, direction = combination
-    return (colour + 7 * shape + 3 * direction) % 10 == 1
+    return (colour + 2 * shape + 3 * direction) % 10 == 7
 
 
 def combinations(split: str = "all") -> list[Combination]:

@@ -1,9 +1,9 @@
 """Recover a sprite's attributes from the pixels of a clip.
 
-Per frame: a plane fitted robustly to the background b, the sprite's colour c as the median of what stands out, and
+Per frame: a plane fitted robustly to the background b, the sprite's colour c as the mean of what stands out, and
     alpha = clamp((rgb - b) . (c - b) / |c - b|^2, 0, 1),
-whose centre of mass gives the motion and whose Tanimoto overlap <a, t> / (<a, a> + <t, t> - <a, t>) with rendered
-templates t gives the shape. What matches no template is no sprite: blank or smeared clips measure as None.
+whose centre of mass gives the motion and whose Tanimoto overlap <a, t> / (<a, a> + <t, t> - <a, t>) with
+rendered templates t gives the shape. What matches no template is no sprite: blank or smeared clips are None.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def _measure_clip(video: Tensor) -> Measurement:
         rgb = F.interpolate(rgb, (_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
     excess = rgb - _background(rgb)
     colour, contrast = _stand_out(excess)  # (T, 3), relative to the background
-    alpha = torch.einsum(
-        "tchw,tc->thw", excess, colour / (colour * colour).sum(1, keepdim=True).clamp(min=1e-4)
-    )
+    alpha = torch.einsum("tchw,tc->thw", excess, colour / (colour * colour).sum(1, keepdim=True).clamp(min=1e-4))
     alpha = alpha.clamp_(0, 1)
     centre = _centre_of_mass(alpha)  # (T, 2)
     overlaps = _match(alpha, centre)  # (T, shapes)
@@ -163,19 +161,14 @@ def _centre_of_mass(alpha: Tensor) -> Tensor:
         y_near = ((position - centre[:, 1:]).abs() < reach).float()
         near = mass * y_near[:, :, None] * x_near[:, None, :]
         total = near.sum((1, 2)).clamp(min=1e-6)
-        centre = (
-            torch.stack([(near.sum(1) * position).sum(1), (near.sum(2) * position).sum(1)], 1)
-            / total[:, None]
-        )
+        centre = torch.stack([(near.sum(1) * position).sum(1), (near.sum(2) * position).sum(1)], 1) / total[:, None]
         centre = torch.where(total[:, None] > 1e-6, centre, _SIDE / 2)
     return centre
 
 
 def _core_colour(rgb: Tensor, alpha: Tensor, centre: Tensor) -> Tensor:
     position = torch.arange(_SIDE) + 0.5
-    near = ((position - centre[:, :1]).abs() < 14)[:, None, :] & ((position - centre[:, 1:]).abs() < 14)[
-        :, :, None
-    ]
+    near = ((position - centre[:, :1]).abs() < 14)[:, None, :] & ((position - centre[:, 1:]).abs() < 14)[:, :, None]
     weight = (alpha * near).pow(4).flatten(1)
     return torch.einsum("tn,tcn->tc", weight, rgb.flatten(2)) / weight.sum(1, keepdim=True).clamp(min=1e-6)
 
@@ -196,7 +189,7 @@ def _match(alpha: Tensor, centre: Tensor) -> Tensor:
 
 @lru_cache
 def _templates() -> tuple[Tensor, Tensor]:
-    """Render every shape, slightly blurred, at sizes 17 to 31 and shifts of up to a pixel, around its centre of mass."""
+    """Render the shapes, slightly blurred, at 17 to 31 pixels and shifts of up to one, about their centres of mass."""
     grid = torch.arange(_WINDOW) - (_WINDOW - 1) / 2
     x, y = grid[None, :], grid[:, None]
     rendered = []
@@ -207,15 +200,13 @@ def _templates() -> tuple[Tensor, Tensor]:
             for right in (-1.0, 0.0, 1.0):
                 for down in (-1.0, 0.0, 1.0):
                     rendered.append(coverage(shape, x - right, y - down + low, torch.tensor(float(size))))
-    images = (
-        F.avg_pool2d(torch.stack(rendered)[:, None], 3, 1, 1) * 0.5 + torch.stack(rendered)[:, None] * 0.5
-    )
+    images = F.avg_pool2d(torch.stack(rendered)[:, None], 3, 1, 1) * 0.5 + torch.stack(rendered)[:, None] * 0.5
     templates = images.flatten(1)
     return templates, templates.square().sum(1)
 
 
 def _motion(centres: Tensor) -> tuple[str | None, str | None]:
-    """Fit a straight line at constant speed to the centres, robustly; None for a sprite that stands or strays."""
+    """Fit a straight line at constant speed to the centres, robustly; None if the sprite stands or strays."""
     frames = len(centres)
     time = torch.arange(frames).float()
     seen = ~centres[:, 0].isnan()

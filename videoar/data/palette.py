@@ -19,6 +19,4 @@ _CORNERS = {
     "black": (0, 0, 0),
 }
 
-PALETTE = _DARK + (_BRIGHT - _DARK) * torch.tensor(
-    [_CORNERS[name] for name in COLOURS], dtype=torch.float32
-)  # (8, 3)
+PALETTE = _DARK + (_BRIGHT - _DARK) * torch.tensor([_CORNERS[name] for name in COLOURS], dtype=torch.float32)  # (8, 3)

@@ -1,7 +1,7 @@
 """The four sprite shapes as antialiased pixel coverage.
 
-Each shape fills a box of side `size` around its centre. Its edge is a signed distance d in pixels (negative inside),
-d = max over edges of n . (p - p0); a pixel is covered by clamp(1/2 - d, 0, 1).
+Each shape fills a box of side `size` around its centre. d is the signed distance to its edge in pixels, negative
+inside (for straight edges the maximum over edges of n . (p - p0)); a pixel is covered by clamp(1/2 - d, 0, 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def coverage(shape: str, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
     Args:
         shape: one of SHAPES.
-        x, y: pixel centre relative to the shape's centre, in pixels, x to the right and y down; broadcast together.
+        x, y: pixel centres relative to the shape's centre, in pixels, x right and y down; broadcast together.
         size: side of the box the shape fills, in pixels; broadcasts with x and y.
 
     Returns:
@@ -40,7 +40,7 @@ def _square(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    # Tip up, as high as wide: the right edge runs from (0, -size/2) to (size/2, size/2), its normal is (2, -1) / sqrt 5.
+    # Tip up, as high as wide: the right edge, (0, -size/2) to (size/2, size/2), has the normal (2, -1) / sqrt 5.
     side = (2 * x.abs() - y - size / 2) / math.sqrt(5)
     return torch.maximum(side, y - size / 2)
 

@@ -1,7 +1,7 @@
 """Captioned moving sprites: endless, deterministic, measurable video without a download.
 
-A clip is one sprite of one colour and shape that moves in a straight line at constant speed over a calm grey gradient.
-Clip i of a seed draws its numbers from its own Philox counters, so it is the same clip however it is reached.
+A clip is one sprite of one colour and shape that moves in a straight line at constant speed over a calm grey
+gradient. Clip i of a seed draws its numbers from its own Philox counters, so it is the same clip however it is reached.
 `measure` recovers the attributes from pixels.
 """
 
@@ -75,13 +75,9 @@ class SpriteConfig:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.size < 16:
-            raise ValueError(
-                f"SpriteConfig: expected frames >= 1 and size >= 16, got {self.frames} and {self.size}"
-            )
+            raise ValueError(f"SpriteConfig: expected frames >= 1 and size >= 16, got {self.frames} and {self.size}")
         if not 0 < self.sprite[0] <= self.sprite[1] or self.sprite[1] + max(self.travel) > 62:
-            raise ValueError(
-                f"SpriteConfig: expected sprite + travel to fit 62 pixels, got {self.sprite} and {self.travel}"
-            )
+            raise ValueError(f"SpriteConfig: expected sprite + travel <= 62, got {self.sprite} and {self.travel}")
 
 
 class SpriteParameters(NamedTuple):
@@ -132,9 +128,7 @@ def sample_batch(
     return SpriteBatch(video, [caption_of(a) for a in attributes], attributes, mask)
 
 
-def clip(
-    index: int, seed: int, *, split: str = "train", config: SpriteConfig | None = None
-) -> tuple[Tensor, str]:
+def clip(index: int, seed: int, *, split: str = "train", config: SpriteConfig | None = None) -> tuple[Tensor, str]:
     """Render clip `index` of a seed: its video (T, H, W, 3) uint8 and its caption."""
     one = sample_batch(1, seed, index, split=split, config=config)
     return one.video[0], one.captions[0]
@@ -205,12 +199,7 @@ def render_batch(parameters: SpriteParameters, config: SpriteConfig | None = Non
         cover[which] = coverage(shape, x, y, parameters.size[which, None, None, None])
 
     pixel = cells[:, :, 1, :, None] * side + cells[:, :, 0, None, :]  # (B, T, P, P)
-    behind = (
-        background.view(batch, 1, -1)
-        .expand(-1, frames, -1)
-        .gather(2, pixel.flatten(2))
-        .view_as(cover)[..., None]
-    )
+    behind = background.view(batch, 1, -1).expand(-1, frames, -1).gather(2, pixel.flatten(2)).view_as(cover)[..., None]
     colour = PALETTE[parameters.colour, None, None, None]  # (B, 1, 1, 1, 3)
     drawn = behind + cover[..., None] * (colour - behind)
 
@@ -224,10 +213,10 @@ def render_batch(parameters: SpriteParameters, config: SpriteConfig | None = Non
 
 
 class SpriteDataset(IterableDataset):
-    """Endless training clips, dealt out over ranks and loader workers so that no two of them see the same clip.
+    """Endless training clips, dealt out over ranks and loader workers so that no two see the same clip.
 
-    Yields `SpriteBatch`es of `batch` clips (pass `batch_size=None` to the DataLoader). Step n of a run is the same
-    whatever the number of workers, and `start` resumes at a step.
+    Yields `SpriteBatch`es of `batch` clips (pass `batch_size=None` to the DataLoader). Step n of a run is the
+    same whatever the number of workers, and `start` resumes at a step.
 
     Args:
         batch: clips per step on this rank.
