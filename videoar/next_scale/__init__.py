@@ -1,0 +1,22 @@
+"""Paper S: next-frame and next-scale prediction of bits."""
+
+from videoar.next_scale.config import PRESETS, TransformerConfig, preset
+from videoar.next_scale.guidance import GuidanceSchedule
+from videoar.next_scale.pipeline import VideoPipeline
+from videoar.next_scale.sampling import DecodedFrame, decode_frames
+from videoar.next_scale.text import ClassEncoder, PretrainedTextEncoder, WordEncoder
+from videoar.next_scale.transformer import NextScaleTransformer
+
+__all__ = [
+    "PRESETS",
+    "ClassEncoder",
+    "DecodedFrame",
+    "GuidanceSchedule",
+    "NextScaleTransformer",
+    "PretrainedTextEncoder",
+    "TransformerConfig",
+    "VideoPipeline",
+    "WordEncoder",
+    "decode_frames",
+    "preset",
+]
