@@ -12,6 +12,39 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   // norm
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad_out, Tensor gate, Tensor up) -> (Tensor, Tensor)");
+
+  // rope
+  m.def("rope_3d(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> Tensor");
+  m.def(
+      "rope_3d_(Tensor(a!) x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> ()");
+  m.def(
+      "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor positions, float eps, int[] dims, "
+      "float theta, bool interleaved, bool full_width) -> (Tensor, Tensor)");
+  m.def(
+      "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, "
+      "Tensor positions, float eps, int[] dims, float theta, bool interleaved, bool full_width) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+
+  // kv_cache
+  m.def(
+      "kv_cache_append(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor[] ks, Tensor[] vs, Tensor[] k_weights, "
+      "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
+
+  // bits
+  m.def("bsq_quantize(Tensor x) -> (Tensor, Tensor)");
+  m.def("pack_bits(Tensor ones) -> Tensor");
+  m.def("unpack_bits(Tensor bits, SymInt dim) -> Tensor");
+  m.def("bits_to_code(Tensor bits, SymInt dim, ScalarType dtype) -> Tensor");
+  m.def("flip_bits(Tensor bits, float p, Tensor? token_p, SymInt dim, SymInt seed, SymInt offset) -> Tensor");
+  m.def(
+      "sample_bits(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "
+      "SymInt seed, SymInt offset) -> (Tensor, Tensor)");
+  m.def(
+      "bit_cross_entropy(Tensor logits, Tensor bits, Tensor? weight, Tensor? scale_ids, SymInt num_scales) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "bit_cross_entropy_backward(Tensor grad_loss, Tensor grad_per_scale, Tensor logits, Tensor bits, "
+      "Tensor? weight, Tensor? scale_ids, Tensor totals) -> Tensor");
 }
 
 namespace {
