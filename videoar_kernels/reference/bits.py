@@ -56,7 +56,7 @@ def unpack_bits(bits: Tensor, dim: int | None = None) -> Tensor:
 def bits_to_code(bits: Tensor, dim: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the code ±1/sqrt(d) (..., d) of packed bits."""
     ones = unpack_bits(bits, dim)
-    amplitude = 1.0 / math.sqrt(max(ones.shape[-1], 1))
+    amplitude = torch.tensor(1.0 / math.sqrt(max(ones.shape[-1], 1)), dtype=torch.float64, device=bits.device)
     return torch.where(ones, amplitude, -amplitude).to(dtype)
 
 
@@ -67,14 +67,10 @@ def bsq_quantize(x: Tensor) -> BSQ:
     return BSQ(bits, code + (x - x.detach()) if x.requires_grad else code)
 
 
-def flip_bits(
-    bits: Tensor, p: float | Tensor, *, seed: int, offset: int = 0, dim: int | None = None
-) -> Tensor:
+def flip_bits(bits: Tensor, p: float | Tensor, *, seed: int, offset: int = 0, dim: int | None = None) -> Tensor:
     """Flip each packed bit with probability p (a float, or a tensor over the leading token dimensions)."""
     ones = unpack_bits(bits, dim)
-    flip = philox_uniform(ones.shape, seed, offset, bits.device) < leading(
-        p, bits.shape[:-1], bits
-    ).unsqueeze(-1)
+    flip = philox_uniform(ones.shape, seed, offset, bits.device) < leading(p, bits.shape[:-1], bits).unsqueeze(-1)
     return pack_bits(ones ^ flip)
 
 
@@ -114,9 +110,7 @@ def bit_cross_entropy(
     tokens = logits.shape[:-1]
     x = logits if logits.dtype == torch.float64 else logits.float()
     ones = unpack_bits(bits, logits.shape[-1] if dim is None else dim).expand(x.shape)
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(
-        x, ones.to(x.dtype), reduction="none"
-    ).mean(-1)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(x, ones.to(x.dtype), reduction="none").mean(-1)
     correct = ((x > 0) == ones).to(x.dtype).mean(-1)
     weight = x.new_ones(tokens) if weight is None else weight.detach().to(x.dtype).expand(tokens)
     if scale_ids is None:

@@ -1,0 +1,199 @@
+#include "../cpu/bits.h"
+
+#include "tensors.h"
+
+namespace videoar {
+namespace {
+
+std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
+  std::vector<int64_t> sizes = sizes_of(t);
+  sizes.back() = last;
+  return sizes;
+}
+
+const uint8_t* bytes_of(const Rows& rows) { return static_cast<const uint8_t*>(rows.tensor.const_data_ptr()); }
+uint8_t* mutable_bytes(Tensor& t) { return static_cast<uint8_t*>(t.mutable_data_ptr()); }
+
+// One float64 per row, dense, or null.
+const double* row_values(std::optional<Tensor>& t, int64_t rows, const char* message) {
+  if (!t.has_value()) return nullptr;
+  STD_TORCH_CHECK(t->numel() == rows && t->scalar_type() == ScalarType::Double, message);
+  t = torch::stable::contiguous(*t);
+  return static_cast<const double*>(t->const_data_ptr());
+}
+
+void check_packed(const Rows& rows, int64_t dim, const char* message) {
+  STD_TORCH_CHECK(rows.tensor.scalar_type() == ScalarType::Byte && rows.width == (dim + 7) / 8, message);
+}
+
+std::tuple<Tensor, Tensor> bsq_quantize(const Tensor& x) {
+  const Rows in(x);
+  Tensor bits = empty_dense(x, with_last(x, (in.width + 7) / 8), ScalarType::Byte);
+  Tensor code = empty_dense(x, sizes_of(x));
+  bits_kernels().quantize({in.tensor.const_data_ptr(), mutable_bytes(bits), code.mutable_data_ptr(), in.rows, in.width,
+                           in.stride, dtype_of(x)});
+  return {bits, code};
+}
+
+Tensor pack_bits(const Tensor& ones) {
+  const Rows in(ones);
+  Tensor bits = empty_dense(ones, with_last(ones, (in.width + 7) / 8), ScalarType::Byte);
+  bits_kernels().pack({bytes_of(in), mutable_bytes(bits), in.rows, in.width, in.stride});
+  return bits;
+}
+
+Tensor unpack_bits(const Tensor& bits, int64_t dim) {
+  const Rows in(bits);
+  check_packed(in, dim, "unpack_bits: expected ceil(dim / 8) bytes a token");
+  Tensor ones = empty_dense(bits, with_last(bits, dim), ScalarType::Bool);
+  bits_kernels().unpack({bytes_of(in), mutable_bytes(ones), in.rows, dim, in.stride});
+  return ones;
+}
+
+Tensor bits_to_code(const Tensor& bits, int64_t dim, ScalarType dtype) {
+  const Rows in(bits);
+  check_packed(in, dim, "bits_to_code: expected ceil(dim / 8) bytes a token");
+  Tensor code = empty_dense(bits, with_last(bits, dim), dtype);
+  bits_kernels().code({bytes_of(in), code.mutable_data_ptr(), in.rows, dim, in.stride, dtype_of(code)});
+  return code;
+}
+
+Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, int64_t dim, int64_t seed,
+                 int64_t offset) {
+  const Rows in(bits);
+  check_packed(in, dim, "flip_bits: expected ceil(dim / 8) bytes a token");
+  const double* row_p = row_values(token_p, in.rows, "flip_bits: expected one float64 p per token");
+  Tensor out = empty_dense(bits, sizes_of(bits));
+  bits_kernels().flip({bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed),
+                       uint64_t(offset)});
+  return out;
+}
+
+std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tensor> uncond, double guidance,
+                                       std::optional<Tensor> token_guidance, double temperature, int64_t seed,
+                                       int64_t offset) {
+  const Rows in(logits);
+  const Rows base(uncond.has_value() ? *uncond : logits);
+  STD_TORCH_CHECK(base.rows == in.rows && base.width == in.width, "sample_bits: expected uncond shaped like logits");
+  const double* row_guidance =
+      row_values(token_guidance, in.rows, "sample_bits: expected one float64 guidance per token");
+  Tensor bits = empty_dense(logits, with_last(logits, (in.width + 7) / 8), ScalarType::Byte);
+  Tensor code = empty_dense(logits, sizes_of(logits));
+  bits_kernels().sample({in.tensor.const_data_ptr(), uncond.has_value() ? base.tensor.const_data_ptr() : nullptr,
+                         row_guidance, mutable_bytes(bits), code.mutable_data_ptr(), guidance, temperature, in.rows,
+                         in.width, in.stride, base.stride, uint64_t(seed), uint64_t(offset), dtype_of(logits)});
+  return {bits, code};
+}
+
+struct ScaleIds {
+  Tensor dense;
+  const int32_t* data = nullptr;
+  int64_t scales;
+
+  ScaleIds(const std::optional<Tensor>& ids, const Tensor& like, int64_t rows, int64_t num_scales)
+      : dense(ids.has_value() ? torch::stable::contiguous(*ids) : like), scales(num_scales) {
+    if (!ids.has_value()) return;
+    STD_TORCH_CHECK(dense.numel() == rows && dense.scalar_type() == ScalarType::Int,
+                    "bit_cross_entropy: expected one int32 scale id per token");
+    data = static_cast<const int32_t*>(dense.const_data_ptr());
+  }
+  int64_t operator[](int64_t row) const {
+    const int64_t id = data == nullptr ? 0 : data[row];
+    STD_TORCH_CHECK(id >= 0 && id < scales, "bit_cross_entropy: expected scale_ids in [0, num_scales)");
+    return id;
+  }
+};
+
+void put(Tensor& t, int64_t i, double value) {
+  if (t.scalar_type() == ScalarType::Double) {
+    static_cast<double*>(t.mutable_data_ptr())[i] = value;
+  } else {
+    static_cast<float*>(t.mutable_data_ptr())[i] = float(value);
+  }
+}
+
+double get(const Tensor& t, int64_t i) {
+  return t.scalar_type() == ScalarType::Double ? static_cast<const double*>(t.const_data_ptr())[i]
+                                               : double(static_cast<const float*>(t.const_data_ptr())[i]);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bit_cross_entropy(const Tensor& logits, const Tensor& bits,
+                                                                     std::optional<Tensor> weight,
+                                                                     std::optional<Tensor> scale_ids,
+                                                                     int64_t num_scales) {
+  const Rows in(logits), target(bits);
+  check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
+  const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
+  const ScaleIds ids(scale_ids, logits, in.rows, num_scales);
+  std::vector<double> entropy(in.rows), correct(in.rows);
+  bits_kernels().entropy({in.tensor.const_data_ptr(), bytes_of(target), entropy.data(), correct.data(), in.rows,
+                          in.width, in.stride, target.stride, dtype_of(logits)});
+  // Rows are summed in one fixed order, so the thread count cannot change the result.
+  std::vector<double> nats(num_scales), hits(num_scales), total(num_scales);
+  for (int64_t row = 0; row < in.rows; ++row) {
+    const int64_t scale = ids[row];
+    const double w = weights == nullptr ? 1.0 : weights[row];
+    nats[scale] += w * entropy[row];
+    hits[scale] += w * correct[row];
+    total[scale] += w;
+  }
+  const ScalarType wide = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor loss = empty_dense(logits, {}, wide), accuracy = empty_dense(logits, {}, wide);
+  Tensor per_scale = empty_dense(logits, {num_scales}, wide), scale_accuracy = empty_dense(logits, {num_scales}, wide);
+  Tensor totals = empty_dense(logits, {num_scales}, ScalarType::Double);
+  double all_nats = 0, all_hits = 0, all = 0;
+  const double dim = double(in.width);
+  for (int64_t s = 0; s < num_scales; ++s) {
+    all_nats += nats[s];
+    all_hits += hits[s];
+    all += total[s];
+    put(per_scale, s, nats[s] / (total[s] * dim));
+    put(scale_accuracy, s, hits[s] / (total[s] * dim));
+    put(totals, s, total[s]);
+  }
+  put(loss, 0, all_nats / (all * dim));
+  put(accuracy, 0, all_hits / (all * dim));
+  return {loss, per_scale, accuracy, scale_accuracy, totals};
+}
+
+Tensor bit_cross_entropy_backward(const Tensor& grad_loss, const Tensor& grad_per_scale, const Tensor& logits,
+                                  const Tensor& bits, std::optional<Tensor> weight, std::optional<Tensor> scale_ids,
+                                  const Tensor& totals) {
+  const Rows in(logits), target(bits);
+  check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
+  const int64_t num_scales = totals.numel();
+  const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
+  const ScaleIds ids(scale_ids, logits, in.rows, num_scales);
+  const Tensor grad_scales = torch::stable::contiguous(grad_per_scale);
+  double all = 0;
+  for (int64_t s = 0; s < num_scales; ++s) all += get(totals, s);
+  std::vector<double> per_token(num_scales), coefficient(in.rows);
+  for (int64_t s = 0; s < num_scales; ++s) {
+    const double total = get(totals, s);
+    if (total == 0 || all == 0) continue;  // only tokens without weight
+    per_token[s] = (get(grad_loss, 0) / all + get(grad_scales, s) / total) / double(in.width);
+  }
+  for (int64_t row = 0; row < in.rows; ++row) {
+    coefficient[row] = per_token[ids[row]] * (weights == nullptr ? 1.0 : weights[row]);
+  }
+  Tensor grad = empty_dense(logits, sizes_of(logits));
+  bits_kernels().entropy_backward({in.tensor.const_data_ptr(), bytes_of(target), coefficient.data(),
+                                   grad.mutable_data_ptr(), in.rows, in.width, in.stride, target.stride,
+                                   dtype_of(logits)});
+  return grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
+  m.impl("bsq_quantize", TORCH_BOX(&bsq_quantize));
+  m.impl("pack_bits", TORCH_BOX(&pack_bits));
+  m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
+  m.impl("bits_to_code", TORCH_BOX(&bits_to_code));
+  m.impl("flip_bits", TORCH_BOX(&flip_bits));
+  m.impl("sample_bits", TORCH_BOX(&sample_bits));
+  m.impl("bit_cross_entropy", TORCH_BOX(&bit_cross_entropy));
+  m.impl("bit_cross_entropy_backward", TORCH_BOX(&bit_cross_entropy_backward));
+}
+
+}  // namespace videoar
