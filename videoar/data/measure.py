@@ -28,6 +28,8 @@ _SLOW, _FAST = 12.0, 28.0  # SpriteConfig.travel
 _CONTRAST = 0.2  # RGB distance from the background below which nothing stands out
 _COLOUR_DISTANCE = 0.5  # RGB distance to a palette colour; half the side of the cube is 0.45
 _OVERLAP = 0.7  # Tanimoto overlap below which a thing is no sprite
+_SHAPE_OVERLAP = 0.8  # and below which, on average over the clip, its shape is anybody's guess
+_SHAPE_MARGIN = 0.015  # as it is where the second best shape comes this close: a smear is no circle
 _PRESENT = 0.75  # share of frames that must show a sprite
 _STRAY = 2.5  # pixels off the straight line (root mean square) above which there is no one direction
 
@@ -97,9 +99,7 @@ def _measure_clip(video: Tensor) -> Measurement:
     attributes = Attributes(None, None, None, None)
     if present.float().mean() >= _PRESENT:
         attributes = Attributes(
-            COLOURS[distance[present].mean(0).argmin()],
-            SHAPES[overlaps[present].mean(0).argmax()],
-            *_motion(centres),
+            COLOURS[distance[present].mean(0).argmin()], _shape(overlaps[present].mean(0)), *_motion(centres)
         )
     return Measurement(
         attributes=attributes,
@@ -110,6 +110,11 @@ def _measure_clip(video: Tensor) -> Measurement:
         colour_kept=_share(colours, COLOURS, attributes.colour),
         shape_kept=_share(shapes, SHAPES, attributes.shape),
     )
+
+
+def _shape(overlaps: Tensor) -> str | None:
+    second, best = overlaps.sort()[0][-2:].tolist()
+    return SHAPES[overlaps.argmax()] if best > _SHAPE_OVERLAP and best - second > _SHAPE_MARGIN else None
 
 
 def _share(seen: Tensor, names: tuple[str, ...], name: str | None) -> float:
@@ -147,7 +152,7 @@ def _stand_out(excess: Tensor) -> tuple[Tensor, Tensor]:
     # The smallest sprite, a star of 20 pixels, covers 3% of the frame; 1% lies in its core.
     peak = distance.kthvalue(int(distance.shape[1] * 0.985), 1)[0]
     core = (distance > 0.75 * peak[:, None]).float()
-    colour = torch.einsum("tn,tcn->tc", core, smooth.flatten(2)) / core.sum(1, keepdim=True)
+    colour = torch.einsum("tn,tcn->tc", core, smooth.flatten(2)) / core.sum(1, keepdim=True).clamp(min=1)
     return colour, peak
 
 

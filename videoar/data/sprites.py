@@ -199,7 +199,7 @@ def render_batch(parameters: SpriteParameters, config: SpriteConfig | None = Non
         cover[which] = coverage(shape, x, y, parameters.size[which, None, None, None])
 
     pixel = cells[:, :, 1, :, None] * side + cells[:, :, 0, None, :]  # (B, T, P, P)
-    behind = background.view(batch, 1, -1).expand(-1, frames, -1).gather(2, pixel.flatten(2)).view_as(cover)[..., None]
+    behind = background.flatten(1)[:, None].expand(-1, frames, -1).gather(2, pixel.flatten(2)).view_as(cover)[..., None]
     colour = PALETTE[parameters.colour, None, None, None]  # (B, 1, 1, 1, 3)
     drawn = behind + cover[..., None] * (colour - behind)
 
