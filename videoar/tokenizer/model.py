@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoar.pretrained import load_folder, save_folder
+from videoar.model_folder import load_model_folder, save_model_folder
 from videoar.tokenizer.config import TokenizerConfig
 from videoar.tokenizer.layers import Tails
 from videoar.tokenizer.network import Decoder, Encoder
@@ -102,12 +103,12 @@ class VideoTokenizer(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; weights in `dtype`, if given."""
-        save_folder(folder, self.config, self.state_dict(), dtype=dtype)
+        save_model_folder(folder, asdict(self.config), self.state_dict(), dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoTokenizer:
         """Read what `save_pretrained` wrote, in float32 and evaluation mode."""
-        config, state = load_folder(folder, TokenizerConfig)
-        model = cls(config)
+        config, state = load_model_folder(folder)
+        model = cls(TokenizerConfig(**config))
         model.load_state_dict(state)
         return model.eval()
