@@ -157,7 +157,7 @@ static inline Vec<float> load(const bf16* p) {
 }
 static inline Vec<float> load(const f16* p) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
@@ -178,7 +178,7 @@ static inline void store(bf16* p, Vec<float> v) {
 }
 static inline void store(f16* p, Vec<float> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else

@@ -1,0 +1,307 @@
+#include "rope.h"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace videoar {
+namespace VIDEOAR_ISA {
+namespace {
+
+template <class A>
+inline int64_t padded(int64_t n) {
+  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+template <class T>
+inline Vec<Accumulator<T>> load_upto(const T* p, int n) {
+  return n == kLanes<Accumulator<T>> ? load(p) : load_partial(p, n);
+}
+template <class T>
+inline void store_upto(T* p, Vec<Accumulator<T>> v, int n) {
+  n == kLanes<Accumulator<T>> ? store(p, v) : store_partial(p, v, n);
+}
+
+// f(i, lanes) for every vector of [0, n); only the last may be partial.
+template <class A, class F>
+inline void sweep(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) f(i, kLanes<A>);
+  if (i < n) f(i, int(n - i));
+}
+
+template <class A>
+inline Vec<A> swap_pairs(Vec<A> v) {
+  if constexpr (kLanes<A> == 2) {
+    return __builtin_shufflevector(v, v, 1, 0);
+  } else if constexpr (kLanes<A> == 4) {
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+  } else if constexpr (kLanes<A> == 8) {
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+  } else {
+    return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  }
+}
+
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_((A*)std::aligned_alloc(64, size_t(count * int64_t(sizeof(A)) + 127) / 64 * 64)) {}
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* data() const { return data_; }
+
+ private:
+  A* data_;
+};
+
+// Cosines and sines of the tokens of one block, each row padded to whole vectors.
+template <class A>
+class BlockAngles {
+ public:
+  BlockAngles(const RopeTableView& table, int64_t dim, bool interleaved)
+      : table_(table), row_(padded<A>(interleaved ? dim : dim / 2)), buffer_(kRopeTokens * 2 * row_) {
+    // The padding enters sums as 0 * padding, so it must be finite.
+    std::memset(buffer_.data(), 0, size_t(kRopeTokens * 2 * row_) * sizeof(A));
+  }
+
+  void fill(int64_t sample, int64_t first, int64_t count) const {
+    for (int64_t t = 0; t < count; ++t) {
+      const int32_t* index = table_.index + 3 * (sample * table_.batch_stride + first + t);
+      A* cosines = (A*)this->cosines(t);
+      A* sines = cosines + row_;
+      for (int axis = 0; axis < 3; ++axis) {
+        const int64_t width = table_.width[axis];
+        const A* row = (const A*)table_.rows[axis] + index[axis] * 2 * width;
+        std::memcpy(cosines, row, size_t(width) * sizeof(A));
+        std::memcpy(sines, row + width, size_t(width) * sizeof(A));
+        cosines += width;
+        sines += width;
+      }
+    }
+  }
+
+  const A* cosines(int64_t t) const { return buffer_.data() + t * 2 * row_; }
+  const A* sines(int64_t t) const { return cosines(t) + row_; }
+
+ private:
+  const RopeTableView& table_;
+  int64_t row_;
+  Scratch<A> buffer_;
+};
+
+// get(i, lanes) delivers a vector of the input, put(i, vector, lanes) takes one of the rotated output.
+template <class A, bool kInterleaved, class Get, class Put>
+inline void rotate(const A* cosines, const A* sines, int64_t dim, const Get& get, const Put& put) {
+  if constexpr (kInterleaved) {
+    sweep<A>(dim, [&](int64_t i, int n) {
+      const Vec<A> v = get(i, n);
+      put(i, v * load(cosines + i) + swap_pairs<A>(v) * load(sines + i), n);
+    });
+  } else {
+    const int64_t half = dim / 2;
+    sweep<A>(half, [&](int64_t i, int n) {
+      const Vec<A> a = get(i, n), b = get(half + i, n), c = load(cosines + i), s = load(sines + i);
+      put(i, a * c - b * s, n);
+      put(half + i, b * c + a * s, n);
+    });
+  }
+}
+
+// f(block's first token, its tokens, sample) for the blocks [begin, end) of rope_blocks().
+template <class F>
+inline void each_block(int64_t begin, int64_t end, int64_t length, const F& f) {
+  const int64_t per_sample = (length + kRopeTokens - 1) / kRopeTokens;
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t sample = block / per_sample, first = block % per_sample * kRopeTokens;
+    f(first, length - first < kRopeTokens ? length - first : kRopeTokens, sample);
+  }
+}
+
+// f(head, token) over a block, in the order in which memory is laid out.
+template <class F>
+inline void each_row(int64_t heads, int64_t tokens, const RopeStrides& stride, const F& f) {
+  if (stride.head > stride.token) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t t = 0; t < tokens; ++t) f(h, t);
+    }
+  } else {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t h = 0; h < heads; ++h) f(h, t);
+    }
+  }
+}
+
+template <class T, bool kInterleaved>
+void rope_blocks_of(const RopeParams& p, int64_t begin, int64_t end) {
+  using A = Accumulator<T>;
+  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved);
+  each_block(begin, end, p.size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
+    angles.fill(sample, first, tokens);
+    const T* x0 = (const T*)p.x + sample * p.x_stride.batch + first * p.x_stride.token;
+    T* out0 = (T*)p.out + sample * p.out_stride.batch + first * p.out_stride.token;
+    each_row(p.size.heads, tokens, p.x_stride, [&](int64_t h, int64_t t) {
+      const T* x = x0 + h * p.x_stride.head + t * p.x_stride.token;
+      T* out = out0 + h * p.out_stride.head + t * p.out_stride.token;
+      rotate<A, kInterleaved>(
+          angles.cosines(t), angles.sines(t), p.size.dim, [&](int64_t i, int n) { return load_upto(x + i, n); },
+          [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
+    });
+  });
+}
+
+template <class T>
+void rope(const RopeParams& p) {
+  const int64_t bytes = p.size.batch * p.size.heads * p.size.length * p.size.dim * 2 * int64_t(sizeof(T));
+  parallel_ranges(rope_blocks(p.size.batch, p.size.length), bytes, [&](int64_t begin, int64_t end) {
+    p.interleaved ? rope_blocks_of<T, true>(p, begin, end) : rope_blocks_of<T, false>(p, begin, end);
+  });
+}
+
+template <class T>
+inline Accumulator<T> sum_of_squares(const T* x, int64_t n) {
+  using A = Accumulator<T>;
+  Vec<A> sum{};
+  sweep<A>(n, [&](int64_t i, int lanes) {
+    const Vec<A> v = load_upto(x + i, lanes);
+    sum += v * v;
+  });
+  return reduce_add<A>(sum);
+}
+
+template <class T, bool kInterleaved>
+void norm_rope_blocks_of(const NormRopeParams& p, int64_t begin, int64_t end) {
+  using A = Accumulator<T>;
+  const RopeParams& r = p.rope;
+  const RopeSizes& size = r.size;
+  const BlockAngles<A> angles(r.table, size.dim, kInterleaved);
+  A full_rstd[kRopeTokens];
+  each_block(begin, end, size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
+    angles.fill(sample, first, tokens);
+    const T* x0 = (const T*)r.x + sample * r.x_stride.batch + first * r.x_stride.token;
+    T* out0 = (T*)r.out + sample * r.out_stride.batch + first * r.out_stride.token;
+    if (p.full_width) {
+      for (int64_t t = 0; t < tokens; ++t) full_rstd[t] = 0;
+      each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) {
+        full_rstd[t] += sum_of_squares(x0 + h * r.x_stride.head + t * r.x_stride.token, size.dim);
+      });
+      for (int64_t t = 0; t < tokens; ++t) {
+        full_rstd[t] = 1 / std::sqrt(full_rstd[t] / A(size.heads * size.dim) + A(p.eps));
+      }
+    }
+    each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) {
+      const T* x = x0 + h * r.x_stride.head + t * r.x_stride.token;
+      T* out = out0 + h * r.out_stride.head + t * r.out_stride.token;
+      const A* weight = (const A*)p.weight + (p.full_width ? h * size.dim : 0);
+      const A rstd = p.full_width ? full_rstd[t] : 1 / std::sqrt(sum_of_squares(x, size.dim) / A(size.dim) + A(p.eps));
+      rotate<A, kInterleaved>(
+          angles.cosines(t), angles.sines(t), size.dim,
+          [&](int64_t i, int n) { return load_upto(x + i, n) * rstd * load_upto(weight + i, n); },
+          [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
+    });
+  });
+}
+
+template <class T>
+void norm_rope(const NormRopeParams& p) {
+  const RopeSizes& size = p.rope.size;
+  const int64_t bytes = size.batch * size.heads * size.length * size.dim * 2 * int64_t(sizeof(T));
+  parallel_ranges(rope_blocks(size.batch, size.length), bytes, [&](int64_t begin, int64_t end) {
+    p.rope.interleaved ? norm_rope_blocks_of<T, true>(p, begin, end) : norm_rope_blocks_of<T, false>(p, begin, end);
+  });
+}
+
+// With z the normed and weighted input and dz = R^-1 grad_out:
+//   grad_weight = sum dz * xhat,  grad_x = rstd * (dz * weight - xhat * mean(dz * weight * xhat)).
+template <class T, bool kInterleaved>
+void norm_rope_backward_blocks_of(const NormRopeBackwardParams& p, int64_t begin, int64_t end,
+                                  Accumulator<T>* grad_weight) {
+  using A = Accumulator<T>;
+  const RopeSizes& size = p.size;
+  const int64_t dim = size.dim, group = p.full_width ? size.heads : 1, row = padded<A>(dim);
+  const BlockAngles<A> angles(p.table, dim, kInterleaved);
+  const Scratch<A> buffer(group * row);
+
+  // Heads [head, head + group) of one token are normed together.
+  const auto one = [&](const T* grad, const T* x, T* grad_x, int64_t t) {
+    Vec<A> squares{}, products{};
+    for (int64_t h = 0; h < group; ++h) {
+      const T* g = grad + h * p.grad_out_stride.head;
+      const T* v = x + h * p.x_stride.head;
+      const A* weight = (const A*)p.weight + h * dim;
+      A* dz = buffer.data() + h * row;
+      rotate<A, kInterleaved>(
+          angles.cosines(t), angles.sines(t), dim, [&](int64_t i, int n) { return load_upto(g + i, n); },
+          [&](int64_t i, Vec<A> d, int n) {
+            const Vec<A> value = load_upto(v + i, n);
+            store_upto(dz + i, d, n);
+            squares += value * value;
+            products += d * load_upto(weight + i, n) * value;
+          });
+    }
+    const A count = A(group * dim), rstd = 1 / std::sqrt(reduce_add<A>(squares) / count + A(p.eps));
+    const A slope = reduce_add<A>(products) * rstd / count;
+    for (int64_t h = 0; h < group; ++h) {
+      const T* v = x + h * p.x_stride.head;
+      T* out = grad_x + h * p.grad_x_stride.head;
+      const A* weight = (const A*)p.weight + h * dim;
+      const A* dz = buffer.data() + h * row;
+      A* sum = grad_weight + h * dim;
+      sweep<A>(dim, [&](int64_t i, int n) {
+        const Vec<A> d = load_upto(dz + i, n), xhat = load_upto(v + i, n) * rstd;
+        store_upto(sum + i, load_upto(sum + i, n) + d * xhat, n);
+        store_upto(out + i, rstd * (d * load_upto(weight + i, n) - xhat * slope), n);
+      });
+    }
+  };
+
+  each_block(begin, end, size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
+    angles.fill(sample, first, tokens);
+    const T* grad = (const T*)p.grad_out + sample * p.grad_out_stride.batch + first * p.grad_out_stride.token;
+    const T* x = (const T*)p.x + sample * p.x_stride.batch + first * p.x_stride.token;
+    T* grad_x = (T*)p.grad_x + sample * p.grad_x_stride.batch + first * p.grad_x_stride.token;
+    each_row(size.heads / group, tokens, p.x_stride, [&](int64_t h, int64_t t) {
+      one(grad + h * p.grad_out_stride.head + t * p.grad_out_stride.token,
+          x + h * p.x_stride.head + t * p.x_stride.token,
+          grad_x + h * p.grad_x_stride.head + t * p.grad_x_stride.token, t);
+    });
+  });
+}
+
+template <class T>
+void norm_rope_backward(const NormRopeBackwardParams& p) {
+  using A = Accumulator<T>;
+  const RopeSizes& size = p.size;
+  const int64_t width = (p.full_width ? size.heads : 1) * size.dim;
+  const int64_t chunks = rope_chunks(size.batch, size.length), blocks = rope_blocks(size.batch, size.length);
+  const int64_t bytes = size.batch * size.heads * size.length * size.dim * 3 * int64_t(sizeof(T));
+  parallel_ranges(chunks, bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      A* partial = (A*)p.partial + chunk * width;
+      std::memset(partial, 0, size_t(width) * sizeof(A));
+      const int64_t from = blocks * chunk / chunks, to = blocks * (chunk + 1) / chunks;
+      p.interleaved ? norm_rope_backward_blocks_of<T, true>(p, from, to, partial)
+                    : norm_rope_backward_blocks_of<T, false>(p, from, to, partial);
+    }
+  });
+  A* total = (A*)p.grad_weight;
+  for (int64_t i = 0; i < width; ++i) total[i] = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const A* partial = (const A*)p.partial + chunk * width;
+    for (int64_t i = 0; i < width; ++i) total[i] += partial[i];
+  }
+}
+
+void rope_any(const RopeParams& p) { VIDEOAR_DISPATCH(p.dtype, rope, p) }
+void norm_rope_any(const NormRopeParams& p) { VIDEOAR_DISPATCH(p.rope.dtype, norm_rope, p) }
+void norm_rope_backward_any(const NormRopeBackwardParams& p) { VIDEOAR_DISPATCH(p.dtype, norm_rope_backward, p) }
+
+}  // namespace
+
+const RopeKernels rope_kernels = {rope_any, norm_rope_any, norm_rope_backward_any};
+
+}  // namespace VIDEOAR_ISA
+}  // namespace videoar
