@@ -3,5 +3,16 @@
 from videoar_kernels.kv_cache import CacheView, KVCache
 from videoar_kernels.norm import swiglu
 from videoar_kernels.report import info
+from videoar_kernels.rope import multiscale_positions, qk_norm_rope, rope_3d, rope_3d_, unit_positions
 
-__all__ = ["CacheView", "KVCache", "info", "swiglu"]
+__all__ = [
+    "CacheView",
+    "KVCache",
+    "info",
+    "multiscale_positions",
+    "qk_norm_rope",
+    "rope_3d",
+    "rope_3d_",
+    "swiglu",
+    "unit_positions",
+]
