@@ -72,8 +72,9 @@ class KVCache:
         self.capacity, self.head_dim = capacity, head_dim
         self.sink, self.window, self.relative = sink, window, relative
         shape = (layers, batch, kv_heads, capacity, head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device).unbind(0)
-        self.v = torch.empty(shape, dtype=dtype, device=device).unbind(0)
+        # Zeros, since an attention that masks by adding still multiplies what lies in empty slots.
+        self.k = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self.v = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
         self.dtype, self.device = self.k[0].dtype, self.k[0].device
         self._cursors = RingCursors(capacity, sink)
         self._positions = torch.zeros(capacity, 3, dtype=torch.int64, device=device) if relative else None

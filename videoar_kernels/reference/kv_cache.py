@@ -53,7 +53,7 @@ def normalise_and_rotate(
     theta: float = 10000.0,
     interleaved: bool = True,
 ) -> Tensor:
-    """Apply a per-head RMS norm (where there is a weight) and RoPE (where there are positions) to k (B, H, L, D)."""
+    """Applies a per-head RMS norm (where there is a weight) and RoPE (where there are positions) to k (B, H, L, D)."""
     y = k.to(torch.promote_types(k.dtype, torch.float32))
     if weight is not None:
         y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps) * weight.to(y.dtype)
@@ -76,7 +76,7 @@ def kv_cache_append(
     theta: float,
     interleaved: bool,
 ) -> None:
-    """Write blocks (B, H, L, D) into caches (B, H, capacity, D): token i since the reset goes to slot i inside the
+    """Writes blocks (B, H, L, D) into caches (B, H, capacity, D): token i since the reset goes to slot i inside the
     sink, to slot sink + (i - sink) mod (capacity - sink) after it; the first token of the block is token `start`."""
     capacity, length = k_caches[0].shape[2], ks[0].shape[2]
     slots = [i if i < sink else sink + (i - sink) % (capacity - sink) for i in range(start, start + length)]
@@ -125,7 +125,7 @@ class KVCache:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forgets everything."""
         self.units: list[_Unit] = []  # the held ones; the last may be open
         self.open = False
         self.total = 0  # tokens committed since the reset
@@ -150,7 +150,7 @@ class KVCache:
         theta: float = 10000.0,
         interleaved: bool = True,
     ) -> None:
-        """Make k and v (B, H, L, D) the pending block of a layer."""
+        """Makes k and v (B, H, L, D) the pending block of a layer."""
         if self.length + k.shape[2] > self.capacity:
             raise ValueError(f"KVCache.append: {self.length} + {k.shape[2]} tokens exceed {self.capacity}")
         rotation = None if self.relative else positions
@@ -158,11 +158,11 @@ class KVCache:
         self.pending[layer] = (k.clone(), v.clone(), positions if self.relative else None)
 
     def rollback(self) -> None:
-        """Forget the pending block."""
+        """Forgets the pending block."""
         self.pending = {}
 
     def commit(self, *, close: bool = True) -> int:
-        """Keep the pending block; return how many tokens the window dropped."""
+        """Keeps the pending block; return how many tokens the window dropped."""
         blocks = [self.pending[layer] for layer in range(self.layers)]
         length = blocks[0][0].shape[2]
         pinned = min(max(self.sink - self.total, 0), length)
@@ -184,7 +184,7 @@ class KVCache:
         return self.evict(window=self.window) if close and self.window is not None else 0
 
     def evict(self, units: int | None = None, *, window: int | None = None, every: int | None = None) -> int:
-        """Drop the oldest `units`, or the oldest until `window` tokens are left; see `videoar_kernels.KVCache.evict`."""
+        """Drops the oldest `units`, or the oldest until `window` tokens are left; see `videoar_kernels.KVCache`."""
         closed = self.units[: len(self.units) - self.open]
         loose = [unit for unit in closed if unit.k[0].shape[2] > unit.pinned]
         if units is None:
@@ -204,7 +204,7 @@ class KVCache:
         return before - self.length
 
     def view(self, layer: int) -> CacheView:
-        """Return the held keys and values in the order they were written, then the pending block."""
+        """Returns the held keys and values in the order they were written, then the pending block."""
         ks, vs = [unit.k[layer] for unit in self.units], [unit.v[layer] for unit in self.units]
         positions, query_positions = [], None
         if self.relative:
@@ -222,7 +222,7 @@ class KVCache:
         return CacheView(k, v, ranges, torch.cat(positions) if positions else None, query_positions)
 
     def _closed_up(self, positions: Tensor, number: int) -> Tensor:
-        """Move a unit's times down by the time spans of the units before it that are gone."""
+        """Moves a unit's times down by the time spans of the units before it that are gone."""
         starts = self.starts
         if number == len(starts):
             starts = [*starts, int(positions[:, 0].min())]

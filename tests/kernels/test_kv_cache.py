@@ -1,0 +1,408 @@
+"""The ring cache holds what a plain list of units holds, in fixed memory and without copies."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from closeness import assert_close
+from torch import Tensor
+
+from videoar_kernels import KVCache, reference
+from videoar_kernels.kv_cursors import RingCursors
+from videoar_kernels.library import ops
+from videoar_kernels.reference.attention import range_attention
+
+ReferenceCache = reference.kv_cache.KVCache
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+D = 16
+
+
+def block(length: int, *, batch: int = 2, heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    k, v = torch.randn(2, batch, heads, length, D, dtype=torch.float64).to(dtype)
+    return k, v
+
+
+def write(cache, k: Tensor, v: Tensor, **options) -> None:
+    for layer in range(cache.layers):
+        cache.append(layer, k + layer, v - layer, **options)
+
+
+def held(cache: KVCache, layer: int = 0) -> tuple[Tensor, Tensor]:
+    """Keys and values in slot order."""
+    view = cache.view(layer)
+    slots = [slot for begin, end in view.ranges for slot in range(begin, end)]
+    return view.k[:, :, slots], view.v[:, :, slots]
+
+
+def rows(k: Tensor, v: Tensor) -> set[bytes]:
+    """The multiset-free fingerprint of (key, value) pairs: their order does not matter to attention."""
+    pairs = torch.cat((k, v), dim=-1).transpose(1, 2).transpose(0, 1)  # (L, B, H, 2 D)
+    return {pair.contiguous().numpy().tobytes() for pair in pairs}
+
+
+def assert_same(cache: KVCache, twin: ReferenceCache) -> None:
+    assert cache.length == twin.length
+    for layer in range(cache.layers):
+        k, v = held(cache, layer)
+        expected = twin.view(layer)
+        assert k.shape == expected.k.shape
+        assert rows(k, v) == rows(expected.k, expected.v)
+        ranges = cache.view(layer).ranges
+        assert len(ranges) <= 3 and all(begin < end for begin, end in ranges)
+        assert all(a[1] < b[0] for a, b in pairwise(ranges))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("relative", [False, True])
+def test_random_sequences_hold_what_a_list_of_units_holds(seed, relative):
+    rng = random.Random(seed)
+    sink = rng.choice([0, 3, 5])
+    capacity = sink + rng.randint(6, 24)
+    window = rng.choice([None, rng.randint(0, capacity - sink - 4)])
+    options = dict(sink=sink, window=window, relative=relative, dtype=torch.float64)
+    cache, twin = (kind(2, 2, 2, capacity, D, **options) for kind in (KVCache, ReferenceCache))
+    time, is_open, wrapped = 0, False, 0
+    for _ in range(60):
+        length = rng.randint(1, 5)
+        if cache.length + length > capacity:
+            with pytest.raises(ValueError, match=rf"{cache.length} held and {length} new tokens .* {capacity}"):
+                write(cache, *block(length), positions=torch.zeros(length, 3, dtype=torch.int64))
+            if cache.units == 0:
+                break
+            units, every = rng.randint(1, cache.units), rng.choice([None, 2, 3])
+            assert cache.evict(units, every=every) == twin.evict(units, every=every)
+            assert_same(cache, twin)
+            continue
+        for _ in range(rng.randint(1, 3)):  # denoising steps rewrite the block
+            k, v = block(length)
+            positions = torch.randint(0, 9, (length, 3)) + torch.tensor([time, 0, 0])
+            for target in (cache, twin):
+                write(target, k, v, positions=positions if relative else None)
+            assert_same(cache, twin)
+        action = rng.choice(["commit", "commit", "rollback", "open"])
+        if action == "rollback":
+            cache.rollback(), twin.rollback()
+        else:
+            close = action == "commit"
+            assert cache.commit(close=close) == twin.commit(close=close)
+            is_open = not close
+            time += rng.randint(0, 7)
+        assert_same(cache, twin)
+        wrapped = max(wrapped, cache.total)
+        if not is_open and cache.units and rng.random() < 0.2:
+            keep, every = rng.randint(0, capacity), rng.choice([None, 2])
+            assert cache.evict(window=keep, every=every) == twin.evict(window=keep, every=every)
+            assert_same(cache, twin)
+    cache.reset(), twin.reset()
+    assert_same(cache, twin)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_relative_positions_close_the_gap_that_evicted_units_leave(seed):
+    rng = random.Random(seed)
+    options = dict(sink=rng.choice([0, 2, 3]), window=rng.choice([None, 8]), relative=True, dtype=torch.float64)
+    cache, twin = (kind(1, 1, 1, 24, D, **options) for kind in (KVCache, ReferenceCache))
+    time = 0
+    for _ in range(30):
+        length = rng.randint(1, 4)
+        if cache.length + length > 24 or (cache.units and rng.random() < 0.3):
+            if not cache.units:
+                break
+            units, every = rng.randint(1, cache.units), rng.choice([None, 2])
+            assert cache.evict(units, every=every) == twin.evict(units, every=every)
+            continue
+        k, v = block(length, batch=1, heads=1)
+        positions = torch.stack([torch.full((length,), time), *torch.randint(0, 9, (2, length))], dim=1)
+        for target in (cache, twin):
+            target.append(0, k, v, positions=positions)
+        expected = twin.view(0)
+        view = cache.view(0)
+        assert torch.equal(view.query_positions, expected.query_positions)
+        slots = [slot for begin, end in view.ranges for slot in range(begin, end)]
+        ours = {
+            (key.numpy().tobytes(), *p.tolist())
+            for key, p in zip(view.k[0, 0, slots], view.positions[slots], strict=True)
+        }
+        theirs = {
+            (key.numpy().tobytes(), *p.tolist()) for key, p in zip(expected.k[0, 0], expected.positions, strict=True)
+        }
+        assert ours == theirs
+        if rng.random() < 0.8:
+            cache.commit(), twin.commit()
+            time += rng.randint(1, 3)
+        else:
+            cache.rollback(), twin.rollback()
+
+
+def test_times_stay_bounded_on_an_endless_relative_stream():
+    cache = KVCache(1, 1, 1, 14, D, sink=2, window=8, relative=True)
+    cache.append(0, *block(2, batch=1, heads=1, dtype=torch.float32), positions=torch.tensor([[0, 0, 0], [1, 1, 1]]))
+    cache.commit()
+    for frame in range(50):
+        positions = torch.tensor([[2 + frame, y, x] for y in range(2) for x in range(2)])
+        cache.append(0, *block(4, batch=1, heads=1, dtype=torch.float32), positions=positions)
+        assert cache.view(0).query_positions[:, 0].unique().item() == 2 + min(frame, 2)
+        assert torch.equal(cache.view(0).query_positions[:, 1:], positions[:, 1:])
+        cache.commit()
+
+
+def test_window_drops_whole_units_once_they_have_left_it():
+    cache = KVCache(1, 1, 1, 20, D, sink=2, window=9)
+    lengths, dropped = [2, 4, 4, 4, 4], []
+    for length in lengths:
+        cache.append(0, *block(length, batch=1, heads=1, dtype=torch.float32))
+        dropped.append(cache.commit())
+    assert dropped == [0, 0, 0, 4, 4] and cache.length == 2 + 8
+
+
+def test_scales_of_an_open_frame_do_not_push_its_predecessor_out():
+    cache = KVCache(1, 1, 1, 12, D, window=5)
+    for frame in range(4):
+        for scale, length in enumerate((1, 4)):
+            cache.append(0, *block(length, batch=1, heads=1, dtype=torch.float32))
+            assert cache.view(0).ranges[-1][1] - cache.view(0).ranges[0][0] <= 12
+            assert cache.length == (5 if frame else 0) + (scale == 1)
+            cache.commit(close=scale == 1)
+
+
+def test_exact_fill_is_allowed_and_one_token_more_is_not():
+    cache = KVCache(1, 2, 2, 7, D, sink=3)
+    cache.append(0, *block(7, dtype=torch.float32))
+    cache.commit()
+    assert cache.length == 7 and cache.view(0).ranges == ((0, 7),)
+    with pytest.raises(ValueError, match=r"KVCache.append: 7 held and 1 new tokens exceed the capacity of 7"):
+        cache.append(0, *block(1, dtype=torch.float32))
+
+
+def test_rollback_leaves_committed_tokens_untouched():
+    cache = KVCache(1, 2, 2, 8, D, window=4, dtype=torch.float64)
+    for _ in range(5):
+        cache.append(0, *block(4))
+        cache.commit()
+        before = held(cache)
+        cache.append(0, *block(3))
+        cache.rollback()
+        after = held(cache)
+        assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def test_thinning_keeps_every_nth_older_unit():
+    cache = KVCache(1, 1, 1, 40, D, sink=2)
+    for number in range(10):
+        cache.append(0, torch.full((1, 1, 2, D), float(number)), torch.zeros(1, 1, 2, D))
+        cache.commit()
+    assert cache.evict(window=6, every=3) == 8
+    assert sorted(held(cache)[0][0, 0, :, 0].unique().tolist()) == [0, 3, 6, 7, 8, 9]
+    assert len(cache.view(0).ranges) <= 3
+
+
+def test_view_is_the_memory_itself():
+    cache = KVCache(2, 1, 1, 8, D)
+    cache.append([0, 1], *[[x, x] for x in block(3, batch=1, heads=1, dtype=torch.float32)])
+    addresses = {cache.view(layer).k.data_ptr() for layer in (0, 1)}
+    cache.commit()
+    assert {cache.view(layer).k.data_ptr() for layer in (0, 1)} == addresses
+    assert cache.view(0).k.shape == (1, 1, 8, D)
+
+
+@pytest.mark.parametrize("sink, window", [(0, None), (3, 8)])
+def test_attention_over_the_view_is_attention_over_the_concatenated_keys(sink, window):
+    cache = KVCache(1, 2, 2, 17, D, sink=sink, window=window, dtype=torch.float64)
+    twin = ReferenceCache(1, 2, 2, 17, D, sink=sink, window=window, dtype=torch.float64)
+    for _ in range(9 if window else 4):
+        k, v = block(4)
+        q = 4 * torch.randn(2, 4, 4, D, dtype=torch.float64)
+        cache.append(0, k, v), twin.append(0, k, v)
+        view, plain = cache.view(0), twin.view(0)
+        out = range_attention(q, view.k, view.v, view.mask(4))
+        k_all, v_all = (x.repeat_interleave(2, dim=1) for x in (plain.k, plain.v))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k_all, v_all)
+        assert_close(out, expected)
+        cache.commit(), twin.commit()
+
+
+def exact_keys(k: Tensor, weight: Tensor | None, positions: Tensor | None, dims, interleaved: bool) -> Tensor:
+    """Norm and RoPE in float64, one pair at a time with complex numbers."""
+    k = k.double()
+    if weight is not None:
+        k = torch.nn.functional.rms_norm(k, (k.shape[-1],), weight.double(), eps=1e-6)
+    if positions is None:
+        return k
+    axis = [a for a in range(3) for _ in range(dims[a] // 2)]
+    power = [2 * i / dims[a] for a in range(3) for i in range(dims[a] // 2)]
+    angle = positions.double()[..., axis] * 100.0 ** -torch.tensor(power, dtype=torch.float64)
+    angle = angle if angle.ndim == 2 else angle[:, None]
+    half = k.shape[-1] // 2
+    pairs = k.unflatten(-1, (half, 2)) if interleaved else k.unflatten(-1, (2, half)).mT
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angle), angle)
+    turned = torch.view_as_real(turned)
+    return turned.flatten(-2) if interleaved else turned.mT.flatten(-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fused", ["plain", "norm", "rope", "both"])
+@pytest.mark.parametrize("head_dim, dims", [(16, (8, 4, 4)), (64, None), (34, (2, 32, 0)), (128, (44, 42, 42))])
+def test_append_normalises_and_rotates_keys(isa, dtype, fused, head_dim, dims):
+    length, batch = 7, 2
+    k, v = torch.randn(2, batch, 3, length, head_dim, dtype=torch.float64).to(dtype)
+    weight = torch.randn(head_dim).to(dtype) if fused in ("norm", "both") else None
+    per_sample = head_dim == 64
+    far = 8 if dtype == torch.float64 else 5000  # float64 angles round too
+    positions = torch.randint(0, far, (batch, length, 3) if per_sample else (length, 3))
+    positions = positions if fused in ("rope", "both") else None
+    options = dict(k_weight=weight, positions=positions, dims=dims, theta=100.0, interleaved=head_dim != 34)
+    cache = KVCache(1, batch, 3, 11, head_dim, sink=2, dtype=dtype)
+    twin = ReferenceCache(1, batch, 3, 11, head_dim, sink=2, dtype=dtype)
+    cache.append(0, k, v, **options), twin.append(0, k, v, **options)
+    split = dims or (head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6))
+    exact = exact_keys(k, weight, positions, split, options["interleaved"])
+    out_k, out_v = held(cache)
+    assert torch.equal(out_v, v)
+    assert_close(out_k, exact, low=None if fused == "plain" else twin.view(0).k)
+    assert_close(twin.view(0).k, exact, low=exact.to(dtype))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "strided_last"])
+def test_append_takes_any_strides(layout):
+    shape = (2, 2, 5, D)
+    k = {
+        "transposed": torch.randn(2, 5, 2, D).transpose(1, 2),
+        "expanded": torch.randn(1, 1, 1, D).expand(shape),
+        "sliced": torch.randn(4, 2, 9, 2 * D)[::2, :, 1:6, 3 : 3 + D],
+        "strided_last": torch.randn(2, 2, 5, 2 * D)[..., ::2],
+    }[layout]
+    cache = KVCache(1, 2, 2, 9, D, sink=1)
+    cache.append(0, k, k.flip(-1), k_weight=torch.ones(2 * D)[::2])
+    out_k, out_v = held(cache)
+    assert torch.equal(out_v, k.flip(-1))
+    assert_close(out_k, exact_keys(k, torch.ones(D), None, None, True), low=torch.nn.functional.rms_norm(k, (D,)))
+
+
+def test_one_kernel_writes_several_layers_with_weights_of_their_own():
+    layers, length = 3, 4
+    ks, vs = torch.randn(2, layers, 2, 2, length, D)
+    weights, positions = torch.randn(layers, D), torch.randint(0, 99, (length, 3))
+    together, single = KVCache(layers, 2, 2, 9, D), KVCache(layers, 2, 2, 9, D)
+    together.append(range(layers), ks, vs, k_weight=weights, positions=positions)
+    for layer in range(layers):
+        single.append(layer, ks[layer], vs[layer], k_weight=weights[layer], positions=positions)
+        assert torch.equal(held(together, layer)[0], held(single, layer)[0])
+        assert torch.equal(held(together, layer)[1], held(single, layer)[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_result_does_not_depend_on_the_number_of_threads(threads):
+    before = torch.get_num_threads()
+    k, v = torch.randn(2, 2, 4, 200, D)
+    positions = torch.randint(0, 99, (200, 3))
+    expected = reference.kv_cache.normalise_and_rotate(k, torch.ones(D), positions)
+    try:
+        torch.set_num_threads(threads)
+        cache = KVCache(1, 2, 4, 300, D, sink=10)
+        cache.append(0, k, v, k_weight=torch.ones(D), positions=positions)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(held(cache)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_that_require_grad_are_stored_without_a_graph():
+    cache = KVCache(1, 2, 2, 8, D)
+    k = torch.randn(2, 2, 3, D, requires_grad=True)
+    cache.append(0, k * 2, k, k_weight=torch.ones(D, requires_grad=True))
+    assert not cache.view(0).k.requires_grad
+
+
+@pytest.mark.parametrize("case", ["plain", "fused", "two layers"])
+def test_operator_passes_opcheck(case):
+    count = 2 if case == "two layers" else 1
+    blocks = [torch.randn(2, 2, 3, D) for _ in range(2 * count)]
+    caches = [torch.zeros(2, 2, 8, D) for _ in range(2 * count)]
+    weights = [] if case == "plain" else [torch.randn(D) for _ in range(count)]
+    positions = None if case == "plain" else torch.randint(0, 9, (3, 3))
+    args = (caches[:count], caches[count:], blocks[:count], blocks[count:], weights, positions)
+    args += (6, 2, 1e-6, [8, 4, 4], 1e4, True)
+    torch.library.opcheck(ops.kv_cache_append.default, args)
+
+
+def test_append_and_view_compile_without_a_graph_break():
+    cache, eager = KVCache(1, 2, 2, 12, D, sink=2), KVCache(1, 2, 2, 12, D, sink=2)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(k_cache, v_cache, k, v, positions, start):
+        ops.kv_cache_append([k_cache], [v_cache], [k], [v], [], positions, start, 2, 1e-6, [8, 4, 4], 1e4, True)
+        return k_cache.sum()
+
+    for start in (0, 4, 8):
+        k, v = block(4, dtype=torch.float32)
+        positions = torch.randint(0, 9, (4, 3))
+        view = cache.view(0)
+        step(view.k, view.v, k, v, positions, start)
+        eager.append(0, k, v, positions=positions, dims=(8, 4, 4))
+        eager.commit()
+    torch.testing.assert_close(cache.view(0).k, eager.view(0).k)
+    torch.testing.assert_close(cache.view(0).v, eager.view(0).v)
+
+
+def test_operator_on_other_devices_is_the_reference():
+    cache, start = torch.zeros(2, 2, 8, D), 5
+    k, v = block(3, dtype=torch.float32)
+    positions = torch.randint(0, 9, (3, 3))
+    rest = ([torch.ones(D)], positions, start, 2, 1e-6, [8, 4, 4], 1e4, True)
+    plain = [cache.clone(), cache.clone()]
+    compiled = [cache.clone(), cache.clone()]
+    reference.kv_cache.kv_cache_append([plain[0]], [plain[1]], [k], [v], *rest)
+    ops.kv_cache_append([compiled[0]], [compiled[1]], [k], [v], *rest)
+    torch.testing.assert_close(compiled, plain)
+
+
+def test_every_committed_token_is_found_in_its_slot():
+    cursors = RingCursors(capacity=10, sink=3)
+    seen = []
+    for length in (2, 4, 3, 5, 4, 6):
+        cursors.drop(cursors.beyond(10 - 3 - length))
+        seen += cursors.next_slots(length)
+        cursors.commit(length, 0, close=True)
+    assert seen == [i if i < 3 else 3 + (i - 3) % 7 for i in range(len(seen))]
+
+
+K, V = torch.zeros(2, 2, 3, D), torch.zeros(2, 2, 3, D)
+
+
+@pytest.mark.parametrize(
+    "error, match, call",
+    [
+        (ValueError, r"k of shape \(2, 2, L >= 1, 16\), .* got \(1, 2, 3, 16\)", lambda c: c.append(0, K[:1], V)),
+        (ValueError, r"expected v of shape .* got \(2, 2, 2, 16\)", lambda c: c.append(0, K, V[:, :, 1:])),
+        (ValueError, r"got \(2, 2, 0, 16\)", lambda c: c.append(0, K[:, :, :0], V[:, :, :0])),
+        (ValueError, r"got \(3, 16\)", lambda c: c.append(0, K[0, 0], V)),
+        (TypeError, r"expected k of torch.float32 on cpu, got torch.float64", lambda c: c.append(0, K.double(), V)),
+        (ValueError, r"different layers in 0..1, got \[2\]", lambda c: c.append(2, K, V)),
+        (ValueError, r"different layers in 0..1, got \[1, 1\]", lambda c: c.append([1, 1], [K, K], [V, V])),
+        (ValueError, r"got 2 layers, 1 k, 2 v", lambda c: c.append([0, 1], [K], [V, V])),
+        (ValueError, r"k_weight of shape \(16,\), got \(8,\)", lambda c: c.append(0, K, V, k_weight=torch.ones(8))),
+        (ValueError, r"positions of shape \(3, 3\) or \(2, 3, 3\), got \(4, 3\)",
+         lambda c: c.append(0, K, V, positions=torch.zeros(4, 3, dtype=torch.int64))),
+        (TypeError, r"positions of torch.int64, got torch.int32",
+         lambda c: c.append(0, K, V, positions=torch.zeros(3, 3, dtype=torch.int32))),
+        (ValueError, r"even dims that sum to 16, got \(8, 8, 8\)",
+         lambda c: c.append(0, K, V, positions=torch.zeros(3, 3, dtype=torch.int64), dims=(8, 8, 8))),
+        (ValueError, r"KVCache.commit: expected one pending length in all layers, got \[3, 0\]",
+         lambda c: (c.append(0, K, V), c.commit())),
+        (ValueError, r"KVCache.commit: expected one pending length", lambda c: c.commit()),
+        (ValueError, r"KVCache.evict: a block is pending", lambda c: (c.append(0, K, V), c.evict(0))),
+        (ValueError, r"KVCache.evict: expected 0 to 0 units, got 1", lambda c: c.evict(1)),
+        (ValueError, r"KVCache.evict: expected every >= 1, got 0", lambda c: c.evict(0, every=0)),
+        (ValueError, r"expected units or window", lambda c: c.evict()),
+        (ValueError, r"cache needs positions", lambda c: KVCache(2, 2, 2, 8, D, relative=True).append(0, K, V)),
+        (ValueError, r"KVCache: expected capacity >= 1, got 0", lambda c: KVCache(1, 1, 1, 0, 8)),
+        (ValueError, r"sink of 3 and a window of 6 tokens exceed the capacity of 8",
+         lambda c: KVCache(1, 1, 1, 8, 8, sink=3, window=6)),
+        (ValueError, r"expected sink and window >= 0, got -1", lambda c: KVCache(1, 1, 1, 8, 8, sink=-1)),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument_and_the_numbers(error, match, call):
+    with pytest.raises(error, match=match):
+        call(KVCache(2, 2, 2, 8, D))
