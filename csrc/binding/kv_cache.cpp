@@ -14,13 +14,14 @@ void copy_strides(const Tensor& t, int64_t* strides) {
 }
 
 void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches,
-                     const std::vector<Tensor>& ks, const std::vector<Tensor>& vs,
-                     const std::vector<Tensor>& k_weights, std::optional<Tensor> positions, int64_t start,
-                     int64_t sink, double eps, std::vector<int64_t> dims, double theta, bool interleaved) {
+                     const std::vector<Tensor>& ks, const std::vector<Tensor>& vs, const std::vector<Tensor>& k_weights,
+                     std::optional<Tensor> positions, int64_t start, int64_t sink, double eps,
+                     std::vector<int64_t> dims, double theta, bool interleaved) {
   const size_t count = ks.size();
   STD_TORCH_CHECK(count > 0 && k_caches.size() == count && v_caches.size() == count && vs.size() == count,
                   "kv_cache_append: expected as many caches as blocks");
-  STD_TORCH_CHECK(k_weights.empty() || k_weights.size() == count, "kv_cache_append: expected a weight per block or none");
+  STD_TORCH_CHECK(k_weights.empty() || k_weights.size() == count,
+                  "kv_cache_append: expected a weight per block or none");
 
   KvAppendParams p{};
   p.batch = ks[0].size(0), p.heads = ks[0].size(1), p.length = ks[0].size(2), p.head_dim = ks[0].size(3);
@@ -47,8 +48,15 @@ void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tens
     STD_TORCH_CHECK(p.head_dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
                     "kv_cache_append: the caches' last dimension must be contiguous");
     KvLayer& layer = layers[i];
-    layer = {k.const_data_ptr(), v.const_data_ptr(), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(), nullptr,
-             {}, {}, {}, {}};
+    layer = {k.const_data_ptr(),
+             v.const_data_ptr(),
+             k_cache.mutable_data_ptr(),
+             v_cache.mutable_data_ptr(),
+             nullptr,
+             {},
+             {},
+             {},
+             {}};
     copy_strides(k, layer.k_strides), copy_strides(v, layer.v_strides);
     copy_strides(k_cache, layer.k_cache_strides), copy_strides(v_cache, layer.v_cache_strides);
     held.push_back(k), held.push_back(v);

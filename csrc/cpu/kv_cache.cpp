@@ -93,8 +93,8 @@ void append(const KvAppendParams& p) {
           write_key<T>((const T*)layer.k + at(layer.k_strides, token),
                        (T*)layer.k_cache + at(layer.k_cache_strides, slot), (const A*)layer.k_weight,
                        p.positions == nullptr ? nullptr : &rotation, p);
-          copy_row((const T*)layer.v + at(layer.v_strides, token),
-                   (T*)layer.v_cache + at(layer.v_cache_strides, slot), p.head_dim);
+          copy_row((const T*)layer.v + at(layer.v_strides, token), (T*)layer.v_cache + at(layer.v_cache_strides, slot),
+                   p.head_dim);
         }
       }
     }

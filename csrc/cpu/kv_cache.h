@@ -22,12 +22,12 @@ struct KvLayer {
 struct KvAppendParams {
   const KvLayer* layers;
   int64_t layer_count;
-  const int64_t* positions;         // (batch or 1, length, 3); null: no rotation
-  int64_t position_batch_stride;    // 0 where all samples share them
-  const double* frequencies;        // (head_dim / 2), of each pair
-  const int32_t* axes;              // (head_dim / 2), the axis each pair follows
+  const int64_t* positions;       // (batch or 1, length, 3); null: no rotation
+  int64_t position_batch_stride;  // 0 where all samples share them
+  const double* frequencies;      // (head_dim / 2), of each pair
+  const int32_t* axes;            // (head_dim / 2), the axis each pair follows
   int64_t batch, heads, length, head_dim, capacity;
-  int64_t start, sink;              // token i goes to slot i inside the sink, around the ring after it
+  int64_t start, sink;  // token i goes to slot i inside the sink, around the ring after it
   double eps;
   bool interleaved;
   DType dtype;
