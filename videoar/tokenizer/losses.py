@@ -34,20 +34,23 @@ class LossConfig:
     sharpness: float = 4.0
 
 
-def pixel_weight(video: Tensor, *, contrast: float, motion: float, radius: int = 8) -> Tensor:
+def pixel_weight(video: Tensor, *, contrast: float, motion: float, cell: int = 8) -> Tensor:
     """How much each pixel counts: 1 on a smooth still background, more where the picture departs from it.
 
     Args:
         video: (B, 3, T, H, W) in [-1, 1].
-        contrast: weight of the distance to the local mean.
+        contrast: weight of the distance to the surroundings' mean.
         motion: weight of the change since the frame before.
-        radius: of the local mean, pixels.
+        cell: pixels; the surroundings are three cells wide and high.
 
     Returns:
         (B, 1, T, H, W), with mean 1 over each clip.
     """
     flat = video.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
-    smooth = F.avg_pool2d(flat, 2 * radius + 1, 1, radius, count_include_pad=False)
+    height, width = flat.shape[-2:]
+    smooth = F.adaptive_avg_pool2d(flat, (-(-height // cell), -(-width // cell)))
+    smooth = F.avg_pool2d(smooth, 3, 1, 1, count_include_pad=False)  # over few cells: over pixels it is slow
+    smooth = F.interpolate(smooth, (height, width), mode="bilinear")
     departure = (flat - smooth).abs().amax(1).unflatten(0, (video.shape[0], -1))  # (B, T, H, W)
     change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1)
     change = F.pad(change, (0, 0, 0, 0, 1, 0))
