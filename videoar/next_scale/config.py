@@ -43,7 +43,7 @@ class TransformerConfig:
     kv_heads: int | None = None
     ffn_multiple: float = 4.0
     bits: int = 48
-    scales: Scales = square_scales(1, 2, 3, 4, 6, 8)
+    scales: Scales = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
     frames: int = 5
     text_len: int = 1
     text_width: int = 1536

@@ -1,4 +1,4 @@
-"""Temporal-spatial guidance: how strongly the condition steers each (frame, scale). Source: paper S, Sec. 4.2, App. A."""
+"""Temporal-spatial guidance: how strongly the condition steers each (frame, scale). Source: paper S, App. A."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from videoar_kernels import pyramid_encode
 class SamplingDefaults:
     """What a shipped model is sampled with when the caller says nothing."""
 
-    guidance: GuidanceSchedule = GuidanceSchedule()
+    guidance: GuidanceSchedule = field(default_factory=GuidanceSchedule)
     temperature: float = 1.0
     frames: int = 17
     fps: float = 8.0
@@ -82,6 +82,13 @@ class VideoPipeline:
     @property
     def device(self) -> torch.device:
         return self.transformer.head.weight.device
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.transformer.config.scales[-1]
+        stride = self.tokenizer.config.space_stride
+        return height * stride, width * stride
 
     @torch.no_grad()
     def stream(

@@ -1,0 +1,247 @@
+"""Training of paper S's transformer: bit-wise cross-entropy, Cross-Frame Error Correction, Random Frame Mask.
+
+Every random number of a step follows from (seed, step), so a run that was killed and resumed goes on as if it had
+not been. Source: paper S, Sec. 4.2 and App. A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from videoar.model_folder import read_json, write_json
+from videoar.next_scale.config import TransformerConfig
+from videoar.next_scale.correction import CorrectionConfig, flip_probabilities
+from videoar.next_scale.frame_mask import random_frame_keep
+from videoar.next_scale.inputs import TeacherInputs, teacher_inputs
+from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
+from videoar.next_scale.text import Conditioner, WordEncoder, WordEncoderConfig
+from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.tokenizer import VideoTokenizer
+from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from videoar.training.clips import ClipsConfig
+from videoar.training.ema import WeightAverage
+from videoar.training.heldout import HeldOut, caption_losses, measured_adherence
+from videoar.training.latents import LatentBatch, captioned_clips, encode_pool
+from videoar.training.logging import RunLog
+from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedule
+from videoar_kernels import bit_cross_entropy
+from videoar_kernels.reference.philox import philox_uniform
+
+# Independent Philox streams of a step.
+_CLIPS, _CAPTIONS, _FLIP_P, _FLIPS, _FRAMES, _STREAMS = range(6)
+
+
+@dataclass(frozen=True)
+class TransformerTraining:
+    """A transformer run.
+
+    Args:
+        output: folder of the run: checkpoints, TensorBoard logs, `curve.json` and, at the end, the model (`model/`).
+        tokenizer: folder of the trained tokenizer; its bits and scales replace the model's.
+        model, correction, optimizer, data: the parts.
+        steps: of the whole run.
+        batch: clips a step and process.
+        seed: of everything.
+        pool: clips encoded once and drawn from; 0 encodes fresh ones at every step.
+        caption_dropout: share of clips trained without their caption, for guidance.
+        frame_mask: probability that an earlier frame is hidden (Eq. 9).
+        scale_weight: exponent e of a token's weight (last scale's area / own area)^e; 0 weighs tokens alike.
+        average: decay of the weight average.
+        precision: Accelerate's mixed precision.
+        gradient_checkpointing: recompute blocks in the backward pass.
+        log_every, evaluate_every, checkpoint_every: in steps; 0 never.
+        prompts: prompts generated and measured at each evaluation.
+        sampling: how; also the defaults of the model that is saved.
+        stored_as: type of the final weights.
+    """
+
+    output: str = "runs/transformer"
+    tokenizer: str = "runs/tokenizer/tokenizer"
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
+    data: ClipsConfig = field(default_factory=ClipsConfig)
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    steps: int = 6000
+    batch: int = 16
+    seed: int = 0
+    pool: int = 16384
+    caption_dropout: float = 0.1
+    frame_mask: float = 0.1
+    scale_weight: float = 0.0
+    average: float = 0.999
+    precision: str = "no"
+    gradient_checkpointing: bool = False
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    prompts: int = 64
+    stored_as: str = "float16"
+
+
+class TransformerObjective(nn.Module):
+    """Captions and a teacher's inputs to the loss: a module, so that Accelerate can wrap the whole computation."""
+
+    def __init__(self, transformer: NextScaleTransformer, conditioner: Conditioner, scale_weight: float = 0.0) -> None:
+        super().__init__()
+        self.transformer, self.conditioner = transformer, conditioner
+        areas = torch.tensor([h * w for h, w in transformer.config.scales], dtype=torch.float32)
+        weight = (areas[-1] / areas) ** scale_weight
+        ids = transformer.layout(1).scale_ids
+        self.register_buffer("scale_ids", ids, persistent=False)
+        self.register_buffer("weight", weight[ids] if scale_weight else None, persistent=False)
+
+    def forward(
+        self, teacher: TeacherInputs, captions: list[str], frame_keep: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted loss, and per scale the plain loss and the share of bits predicted right."""
+        text = self.conditioner(captions)
+        logits = self.transformer(text, teacher.inputs, teacher.context, frame_keep=frame_keep)
+        scales = len(self.transformer.config.scales)
+        found = bit_cross_entropy(
+            logits, teacher.labels, weight=self.weight, scale_ids=self.scale_ids, num_scales=scales
+        )
+        terms = {f"loss_{k}": x.detach() for k, x in enumerate(found.per_scale, start=1)}
+        terms |= {f"accuracy_{k}": x for k, x in enumerate(found.per_scale_accuracy, start=1)}
+        return found.loss, {**terms, "accuracy": found.accuracy}
+
+
+def train(config: TransformerTraining) -> Path:
+    """Run (or resume) a training and return the folder of the trained model: tokenizer, transformer and text."""
+    accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.output)
+    accelerator.init_trackers("logs")
+    torch.manual_seed(config.seed)
+    tokenizer = VideoTokenizer.from_pretrained(config.tokenizer).to(accelerator.device).requires_grad_(False)
+    objective = build_objective(config, tokenizer)
+    optimizer = build_optimizer(objective, config.optimizer, plain=("embedding", "place", "input", "head"))
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    average = WeightAverage(objective, config.average)
+    start = 0
+    if (checkpoint := latest_checkpoint(config.output)) is not None:
+        start = load_checkpoint(checkpoint, objective, optimizer, average)["step"]
+    rank, world = accelerator.process_index, accelerator.num_processes
+    clips = _clips(config, tokenizer)
+    heldout = HeldOut.draw(tokenizer, config.data)
+    with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
+        for step in range(start, config.steps):
+            offset = (step * world + rank) * _STREAMS
+            metrics = _step(accelerator, wrapped, optimizer, clips(offset), config, step, offset)
+            average.update(objective)
+            log.step(step, metrics)
+            done = step + 1
+            if not accelerator.is_main_process:
+                continue
+            if config.evaluate_every and (done % config.evaluate_every == 0 or done == config.steps):
+                report = evaluate(config, tokenizer, average, heldout)
+                log.report(done, report, prefix="heldout")
+                _add_to_curve(config, done, report)
+            if config.checkpoint_every and done % config.checkpoint_every == 0:
+                save_checkpoint(config.output, done, objective, optimizer, average)
+    accelerator.end_training()
+    folder = Path(config.output) / "model"
+    if accelerator.is_main_process:
+        averaged(config, tokenizer, average).save_pretrained(folder, dtype=getattr(torch, config.stored_as))
+    return folder
+
+
+def build_objective(config: TransformerTraining, tokenizer: VideoTokenizer) -> TransformerObjective:
+    """The transformer at the tokenizer's bits and scales, with the word encoder of the data's captions."""
+    shape = config.model.replace(bits=tokenizer.config.bits, scales=tokenizer.config.scales)
+    _, captions = captioned_clips(config.data, 1024 if config.data.kind == "sprites" else 1, config.seed)(0)
+    words = sorted({word for caption in captions for word in caption.lower().split()})
+    text = WordEncoder(WordEncoderConfig(tuple(words), shape.text_width, shape.text_len))
+    transformer = NextScaleTransformer(shape)
+    transformer.checkpoint_blocks = config.gradient_checkpointing
+    return TransformerObjective(transformer, text, config.scale_weight)
+
+
+def _clips(config: TransformerTraining, tokenizer: VideoTokenizer) -> Callable[[int], LatentBatch]:
+    """A function from Philox offset to the latents and captions of a step."""
+    if not config.pool:
+        draw = captioned_clips(config.data, config.batch, config.seed)
+        device = next(tokenizer.parameters()).device
+
+        @torch.no_grad()
+        def fresh(offset: int) -> LatentBatch:
+            video, captions = draw(offset // _STREAMS)
+            return LatentBatch(tokenizer.encode(video.to(device)), captions)
+
+        return fresh
+    with Progress(transient=True) as progress:
+        task = progress.add_task("encoding clips", total=config.pool)
+        pool = encode_pool(
+            tokenizer,
+            config.data,
+            config.pool,
+            config.seed,
+            advance=lambda done: progress.update(task, completed=done),
+        )
+    return lambda offset: pool.draw(config.batch, seed=config.seed, offset=offset + _CLIPS)
+
+
+def _step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer,
+    clips: LatentBatch,
+    config: TransformerTraining,
+    step: int,
+    offset: int,
+) -> dict[str, float]:
+    model = accelerator.unwrap_model(objective).transformer.config
+    latents = clips.latents.to(accelerator.device)
+    batch, frames = latents.shape[:2]
+    dropped = philox_uniform(batch, config.seed, offset + _CAPTIONS) < config.caption_dropout
+    captions = ["" if drop else caption for drop, caption in zip(dropped.tolist(), clips.captions, strict=True)]
+    flip_p = flip_probabilities(
+        batch, frames, len(model.scales), config.correction, seed=config.seed, offset=offset + _FLIP_P
+    )
+    teacher = teacher_inputs(latents, model, flip_p=flip_p.to(latents.device), seed=config.seed, offset=offset + _FLIPS)
+    keep = (
+        random_frame_keep(frames, config.frame_mask, seed=config.seed, offset=offset + _FRAMES)
+        if config.frame_mask
+        else None
+    )
+    loss, terms = objective(teacher, captions, keep)
+    accelerator.backward(loss)
+    settings = config.optimizer
+    norm = accelerator.clip_grad_norm_(objective.parameters(), settings.clip) if settings.clip else torch.tensor(0.0)
+    optimizer.optimizer.set_learning_rate(schedule(step, config.steps, warmup=settings.warmup, final=settings.final))
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
+
+
+def averaged(config: TransformerTraining, tokenizer: VideoTokenizer, average: WeightAverage) -> VideoPipeline:
+    """The pipeline of the averaged weights."""
+    objective = build_objective(config, tokenizer)
+    objective.load_state_dict(average.weights)
+    objective.eval()
+    return VideoPipeline(tokenizer, objective.transformer, objective.conditioner, config.sampling)
+
+
+def evaluate(
+    config: TransformerTraining, tokenizer: VideoTokenizer, average: WeightAverage, heldout: HeldOut
+) -> dict[str, float]:
+    """Loss under the right, a wrong and no caption, and prompt adherence where the data can be measured."""
+    pipeline = averaged(config, tokenizer, average)
+    objective = TransformerObjective(pipeline.transformer, pipeline.conditioner).eval()
+    report = caption_losses(objective, heldout)
+    if config.data.kind == "sprites" and config.prompts:
+        report |= measured_adherence(pipeline, config.prompts)
+    return report
+
+
+def _add_to_curve(config: TransformerTraining, step: int, report: dict[str, float]) -> None:
+    """Append an evaluation to `curve.json`, replacing what a killed run wrote beyond its last checkpoint."""
+    path = Path(config.output) / "curve.json"
+    points = read_json(path)["points"] if path.is_file() else []
+    points = [point for point in points if point["step"] < step] + [{"step": step, **report}]
+    write_json(path, {"points": points})
