@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from tokenizer.lively import PLAIN, lively
+
 from videoar.tokenizer.inflate import inflate_2d, inflate_kernel
 
 IMAGE = replace(PLAIN, strides=((1, 2), (1, 2)), time_kernels=((1, 1),) * 3)

@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-
 from tokenizer.lively import CONFIGS, FOLDED, lively
 
 CHUNKINGS = [[1] * 13, [13], [1, 12], [5, 8], [2, 3, 1, 7], [12, 1], [4, 4, 4, 1]]

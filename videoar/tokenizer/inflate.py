@@ -1,4 +1,4 @@
-"""From an image tokenizer's weights to a video tokenizer's (paper S, Sec. 4.1; Yu et al., Language Model Beats Diffusion).
+"""From an image tokenizer's weights to a video tokenizer's (paper S, Sec. 4.1; MAGVIT-v2).
 
 The image kernel goes into the last temporal tap, the present; the taps of the past start at zero. On a still video
 the inflated network is the image network, frame by frame.
@@ -47,6 +47,7 @@ def inflate_2d(model: nn.Module, image: Mapping[str, Tensor]) -> list[str]:
         if own[name].ndim == 5:
             weight = inflate_kernel(weight, own[name].shape[2])
         if weight.shape != own[name].shape:
-            raise ValueError(f"inflate_2d: expected {name} of shape {tuple(own[name].shape)}, got {tuple(weight.shape)}")
+            expected, got = tuple(own[name].shape), tuple(weight.shape)
+            raise ValueError(f"inflate_2d: expected {name} of shape {expected}, got {got}")
         own[name].copy_(weight)
     return sorted(set(own) - set(image))

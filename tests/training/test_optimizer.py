@@ -1,0 +1,94 @@
+"""Muon and AdamW as one optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from videoar.training.ema import WeightAverage
+from videoar.training.optimizer import OptimizerConfig, build_optimizer, orthogonalize, schedule
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_an_orthogonalized_matrix_has_singular_values_near_one(shape):
+    matrix = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalize(matrix))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+
+
+def test_orthogonalizing_keeps_the_singular_vectors():
+    left, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
+    matrix = left @ torch.diag(torch.linspace(0.5, 2, 6, dtype=torch.float64)) @ right.T
+    inner = left.T @ orthogonalize(matrix) @ right
+    assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-6
+
+
+def test_adamw_is_pytorchs():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimizerConfig(kind="adamw", learning_rate=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(ours, config)
+    optimizer.set_learning_rate(1.0)
+    reference = torch.optim.AdamW(
+        [{"params": theirs.weight}, {"params": theirs.bias, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+    )
+    for _ in range(5):
+        x = torch.randn(8, 4)
+        for model, rule in ((ours, optimizer), (theirs, reference)):
+            rule.zero_grad()
+            model(x).square().sum().backward()
+            rule.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_matrices_go_to_muon_and_the_named_rest_to_adamw():
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "conv": nn.Conv3d(4, 6, 3), "norm": nn.LayerNorm(4)})
+    groups = build_optimizer(model, OptimizerConfig(), plain=("embedding",)).param_groups
+    rules = {id(parameter): group["rule"] for group in groups for parameter in group["params"]}
+    assert rules[id(model["conv"].weight)] == "muon"
+    assert {rules[id(p)] for p in (model["conv"].bias, model["embedding"].weight, model["norm"].weight)} == {"adamw"}
+
+
+def test_muon_learns_a_convolution():
+    torch.manual_seed(0)
+    model, target = nn.Conv3d(2, 4, 3), nn.Conv3d(2, 4, 3)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    losses = []
+    for step in range(80):
+        x = torch.randn(4, 2, 4, 4, 4)
+        loss = (model(x) - target(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.set_learning_rate(schedule(step, 80, warmup=5, final=0.02))
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_the_rate_rises_then_falls_along_a_cosine():
+    rates = [schedule(step, 100, warmup=10, final=0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+
+
+def test_the_average_starts_near_the_model_and_follows_it():
+    model = nn.Linear(2, 2)
+    average = WeightAverage(model, 0.99)
+    with torch.no_grad():
+        model.weight.add_(1)
+    before = average.weights["weight"].clone()
+    average.update(model)
+    torch.testing.assert_close(average.weights["weight"], before.lerp(model.weight, 0.9))
+    for _ in range(3000):
+        average.update(model)
+    torch.testing.assert_close(average.weights["weight"], model.weight.detach(), atol=1e-4, rtol=0)

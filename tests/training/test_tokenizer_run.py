@@ -1,0 +1,121 @@
+"""A tokenizer run: it learns, it resumes exactly, it leaves complete folders only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from videoar.tokenizer import TokenizerConfig, VideoTokenizer
+from videoar.training import tokenizer as training
+from videoar.training.checkpoint import latest_checkpoint
+from videoar.training.clips import ClipsConfig
+from videoar.training.tokenizer import TokenizerRun, corruption, train
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    model = TokenizerConfig(
+        bits=8,
+        scales=((1, 1), (2, 2)),
+        patch=(4, 4),
+        channels=(8, 8),
+        strides=((1, 4),),
+        blocks=1,
+        time_kernels=((1, 1), (3, 1)),
+    )
+    return TokenizerRun(
+        output=str(tmp_path / "run"),
+        model=model,
+        data=ClipsConfig(frames=5, size=32),
+        steps=6,
+        batch=2,
+        log_every=1,
+        checkpoint_every=2,
+        evaluate_every=0,
+    )
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Every step's loss, in order."""
+    seen = []
+    step = training.RunLog.step
+
+    def record(self, number, metrics):
+        seen.append((number, metrics["loss"]))
+        step(self, number, metrics)
+
+    monkeypatch.setattr(training.RunLog, "step", record)
+    return seen
+
+
+def kill_at(monkeypatch, step):
+    batches = training.clip_batches
+
+    def dying(*arguments, **options):
+        draw = batches(*arguments, **options)
+
+        def one(number):
+            if number == step:
+                raise Killed
+            return draw(number)
+
+        return one
+
+    monkeypatch.setattr(training, "clip_batches", dying)
+
+
+def test_a_killed_and_resumed_run_is_the_uninterrupted_run(run, losses, monkeypatch, tmp_path):
+    whole = VideoTokenizer.from_pretrained(train(replace(run, output=str(tmp_path / "whole"))))
+    expected = losses[:]
+    losses.clear()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)  # a step after the last checkpoint
+        train(run)
+    resumed = VideoTokenizer.from_pretrained(train(run))
+    assert [number for number, _ in losses] == [0, 1, 2, 3, 4, 4, 5]
+    assert losses[-2:] == expected[-2:]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(run, losses, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(run)
+    complete = latest_checkpoint(run.output)
+    assert complete.name == "step-00000002"
+    for name in (".step-00000004.1", "step-00000004"):
+        (complete.parent / name).mkdir()
+        (complete.parent / name / "model.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(run.output) == complete
+    train(run)
+    assert [number for number, _ in losses] == [0, 1, 2, 2, 3, 4, 5]
+    assert [path.name for path in sorted(complete.parent.glob("step-*"))] == ["step-00000004", "step-00000006"]
+
+
+def test_training_lowers_the_loss(run, losses):
+    train(replace(run, steps=40, scale_dropout=0.0, flip=0.0))
+    first, last = losses[:5], losses[-5:]
+    assert sum(loss for _, loss in last) < 0.8 * sum(loss for _, loss in first)
+
+
+def test_scale_dropout_and_flips_hit_the_share_asked_for(run):
+    config = replace(
+        run, batch=4000, scale_dropout=0.6, flip=0.1, model=replace(run.model, scales=((1, 1),) * 3 + ((2, 2),))
+    )
+    keep, flip = corruption(config, 3)
+    shares = [(keep == k).float().mean().item() for k in range(1, 5)]
+    assert shares == pytest.approx([0.2, 0.2, 0.2, 0.4], abs=0.04)
+    assert (flip == 0).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert flip.max() <= 0.1
+    again = corruption(config, 3)
+    assert torch.equal(keep, again.keep)
+    assert torch.equal(flip, again.flip)
+    assert not torch.equal(keep, corruption(config, 4).keep)
