@@ -10,6 +10,12 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def("cpu_isa(str name) -> str");
 
   // norm
+  m.def("adaln_norm(Tensor x, Tensor? scale, Tensor? shift, Tensor? weight, float eps, bool layer) -> Tensor");
+  m.def(
+      "adaln_norm_backward(Tensor grad_out, Tensor x, Tensor? scale, Tensor? shift, Tensor? weight, float eps, "
+      "bool layer) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("gated_residual(Tensor x, Tensor y, Tensor gate) -> Tensor");
+  m.def("gated_residual_backward(Tensor grad_out, Tensor y, Tensor gate) -> (Tensor, Tensor)");
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad_out, Tensor gate, Tensor up) -> (Tensor, Tensor)");
 
@@ -30,6 +36,15 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "kv_cache_append(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor[] ks, Tensor[] vs, Tensor[] k_weights, "
       "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
 
+  // attention; without the four mask arrays every query sees every key
+  m.def(
+      "range_attention(Tensor q, Tensor k, Tensor v, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, "
+      "Tensor? key_ranges, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "range_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
+      "Tensor lse, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, Tensor? key_ranges, float scale) "
+      "-> (Tensor, Tensor, Tensor)");
+
   // bits
   m.def("bsq_quantize(Tensor x) -> (Tensor, Tensor)");
   m.def("pack_bits(Tensor ones) -> Tensor");
@@ -45,6 +60,16 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def(
       "bit_cross_entropy_backward(Tensor grad_loss, Tensor grad_per_scale, Tensor logits, Tensor bits, "
       "Tensor? weight, Tensor? scale_ids, Tensor totals) -> Tensor");
+
+  // pyramid; scales are h, w, h, w, ...
+  m.def(
+      "pyramid_encode(Tensor z, int[] scales, Tensor? flip_p, SymInt seed, SymInt offset, bool inherit) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("pyramid_encode_backward(Tensor grad_total, int[] scales) -> Tensor");
+  m.def("pyramid_decode(Tensor bits, int[] scales, SymInt dim, Tensor? keep, ScalarType dtype) -> Tensor");
+  m.def("pyramid_resample(Tensor x, int[] scales) -> Tensor");
+  m.def("pyramid_resample_backward(Tensor grad, int[] scales, SymInt height, SymInt width) -> Tensor");
+  m.def("pyramid_step(Tensor total, Tensor bits, int[] scales) -> (Tensor, Tensor)");
 }
 
 namespace {

@@ -40,20 +40,32 @@ static inline uint32_t lanes_to_bits(Mask<double> m) {
 #endif
 }
 
+template <class A>
+static inline Mask<A> lane_numbers() {
+  constexpr int kN = kLanes<A>;
+  decltype(Mask<A>{}[0] + 0) number[kN];
+  for (int i = 0; i < kN; ++i) number[i] = i;
+  Mask<A> lanes;
+  std::memcpy(&lanes, number, sizeof lanes);
+  return lanes;
+}
+
 // All ones in lane i where bit i is set.
 template <class A>
 static inline Mask<A> bits_to_lanes(uint32_t bits) {
-  Mask<A> lane_bit{};
-  for (int i = 0; i < kLanes<A>; ++i) lane_bit[i] = 1 << i;
-  const Mask<A> all = Mask<A>{} + decltype(lane_bit[0] + 0)(bits);
-  return (all & lane_bit) == lane_bit;
+  const Mask<A> lane_bit = Mask<A>(Mask<A>{} + 1) << lane_numbers<A>();
+  return (Mask<A>(Mask<A>{} + int32_t(bits)) & lane_bit) == lane_bit;
 }
 
 template <class A>
 static inline Mask<A> first_lanes(int n) {
-  Mask<A> index{};
-  for (int i = 0; i < kLanes<A>; ++i) index[i] = i;
-  return index < Mask<A>{} + n;
+  return lane_numbers<A>() < n;
+}
+
+// Ones for the lanes that lie inside a token that has `rest` elements left.
+template <class A>
+static inline uint32_t inside_bits(int64_t rest) {
+  return rest >= kLanes<A> ? (1u << kLanes<A>) - 1 : (1u << rest) - 1;
 }
 
 // The bits of elements [j, j + lanes), j a multiple of lanes, of a token of `dim` bits.

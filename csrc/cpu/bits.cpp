@@ -125,16 +125,10 @@ void flip(const FlipParams& p) {
       for (int64_t row = start; row < stop; ++row, drawn += p.dim) {
         const uint8_t* bits = p.bits + row * p.stride;
         uint8_t* out = p.out + row * bytes;
-        const Mask<float> below = Mask<float>{} + int32_t(p.row_p ? philox_threshold(p.row_p[row]) : threshold);
+        const uint32_t below = p.row_p ? philox_threshold(p.row_p[row]) : threshold;
         for (int64_t j = 0; j < p.dim; j += kLanes<float>) {
-          VecU32 word;
-          std::memcpy(&word, drawn + j, sizeof word);
-          Mask<float> event = (Mask<float>)(word >> 8) < below;
-          const int64_t rest = p.dim - j;
-          uint32_t keep = ~0u;
-          if (rest < kLanes<float>) keep = (1u << rest) - 1;
-          write_bits<float>(out, j, p.dim, (read_bits<float>(bits, j, p.dim) ^ lanes_to_bits(event)) & keep &
-                                               ((1ull << kLanes<float>) - 1));
+          const uint32_t flipped = read_bits<float>(bits, j, p.dim) ^ philox_event_bits<float>(drawn + j, below);
+          write_bits<float>(out, j, p.dim, flipped & inside_bits<float>(p.dim - j));
         }
       }
     }
@@ -199,7 +193,7 @@ inline uint32_t sample_lanes(const SampleRow<T>& row, int64_t j, int64_t n) {
       if (unsure >> i & 1) bits = (bits & ~(1u << i)) | uint32_t(row.exact(j + i)) << i;
     }
   }
-  return n < kLanes<float> ? bits & ((1u << n) - 1) : bits;
+  return bits & inside_bits<float>(n);
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../philox.h"
+#include "bit_lanes.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -27,15 +28,22 @@ static inline VecU64 multiply_low_halves(VecU64 a, VecU64 b) {
 #endif
 }
 
+static inline VecU64 lane_numbers() {
+  uint64_t number[kPhiloxLanes];
+  for (int i = 0; i < kPhiloxLanes; ++i) number[i] = uint64_t(i);
+  VecU64 lanes;
+  std::memcpy(&lanes, number, sizeof lanes);
+  return lanes;
+}
+
 // Upper halves of c0 and c2 hold garbage that multiply_low_halves ignores, so no round needs a mask.
 struct PhiloxLanes {
-  VecU64 c0{}, c1{}, c2{}, c3{};
+  VecU64 c0, c1, c2, c3;
 
-  void start(uint64_t block, uint64_t offset) {
-    for (int i = 0; i < kPhiloxLanes; ++i) {
-      c0[i] = uint32_t(block + uint64_t(i));
-      c1[i] = (block + uint64_t(i)) >> 32;
-    }
+  PhiloxLanes(uint64_t block, uint64_t offset) {
+    const VecU64 index = lane_numbers() + block;
+    c0 = index;
+    c1 = index >> 32;
     c2 = VecU64{} + uint32_t(offset);
     c3 = VecU64{} + (offset >> 32);
   }
@@ -49,11 +57,7 @@ struct PhiloxLanes {
   }
   void write(uint32_t* words) const {
     const VecU64 low = (c0 & 0xffffffffu) | (c1 << 32), high = (c2 & 0xffffffffu) | (c3 << 32);
-    VecU64 order0{}, order1{};
-    for (int i = 0; i < kPhiloxLanes; ++i) {
-      order0[i] = uint64_t(i / 2 + (i % 2) * kPhiloxLanes);
-      order1[i] = order0[i] + uint64_t(kPhiloxLanes / 2);
-    }
+    const VecU64 i = lane_numbers(), order0 = i / 2 + i % 2 * kPhiloxLanes, order1 = order0 + kPhiloxLanes / 2;
     const VecU64 first = __builtin_shuffle(low, high, order0), second = __builtin_shuffle(low, high, order1);
     std::memcpy(words, &first, sizeof first);
     std::memcpy(words + 2 * kPhiloxLanes, &second, sizeof second);
@@ -72,9 +76,7 @@ static inline const uint32_t* philox_fill(uint32_t* buffer, uint64_t begin, int6
   const uint64_t block = begin / 4;
   const int64_t blocks = int64_t((begin + uint64_t(count) + 3) / 4 - block);
   for (int64_t done = 0; done < blocks; done += kPhiloxStride) {
-    PhiloxLanes a, b;
-    a.start(block + uint64_t(done), offset);
-    b.start(block + uint64_t(done + kPhiloxLanes), offset);
+    PhiloxLanes a(block + uint64_t(done), offset), b(block + uint64_t(done + kPhiloxLanes), offset);
     uint32_t key0 = uint32_t(seed), key1 = uint32_t(seed >> 32);
     for (int i = 0; i < kPhiloxRounds; ++i) {
       a.round(key0, key1);
@@ -86,6 +88,20 @@ static inline const uint32_t* philox_fill(uint32_t* buffer, uint64_t begin, int6
     b.write(buffer + 4 * (done + kPhiloxLanes));
   }
   return buffer + begin % 4;
+}
+
+// One bit per lane of A: whether its word's uniform is below the probability of `threshold`.
+template <class A>
+static inline uint32_t philox_event_bits(const uint32_t* words, uint32_t threshold) {
+  uint32_t bits = 0;
+  if (kLanes<A> == kLanes<float>) {
+    VecU32 word;
+    std::memcpy(&word, words, sizeof word);
+    bits = lanes_to_bits(Mask<float>((Mask<float>)(word >> 8) < int32_t(threshold)));
+  } else {
+    for (int i = 0; i < kLanes<A>; ++i) bits |= uint32_t(philox_event(words[i], threshold)) << i;
+  }
+  return bits;
 }
 
 }  // namespace VIDEOAR_ISA
