@@ -1,8 +1,10 @@
-"""Modulated norms and gated activations.
+"""Modulated norms, gated residual and gated activations.
 
+    adaln_norm(x) = norm(x) * weight * (1 + scale) + shift,  norm(x) = x / sqrt(mean(x^2) + eps) or layer norm
+    gated_residual(x, y, gate) = x + gate * y
     swiglu(gate, up) = gate * sigmoid(gate) * up
 
-Source: SwiGLU, Shazeer 2020, Eq. 6.
+Source: adaptive norms of DiT (Peebles & Xie 2023, Sec. 3.2), as in Wan; SwiGLU, Shazeer 2020, Eq. 6.
 """
 
 from __future__ import annotations
@@ -13,6 +15,85 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops
+
+ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def adaln_norm(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+    kind: str = "rms",
+) -> Tensor:
+    """Normalises every token and modulates it, in one pass and without expanding the modulation in memory.
+
+    Computed in float32 (float64 for float64) and rounded once. Gradients of weight, scale and shift are summed in
+    a fixed order: the same on every run and for every number of threads.
+
+    Args:
+        x: (B, L, C), float32, bfloat16, float16 or float64.
+        scale: (C,), (B, 1, C), (B, F, C) with L a multiple of F (frame f covers tokens f * L / F on), or (B, L, C);
+            B may be 1. x's dtype or float32. None: no scale.
+        shift: the same forms.
+        weight: (C,), any float dtype. None: ones.
+        eps: added to the variance or mean square.
+        kind: "rms", or "layer", which subtracts the mean first.
+
+    Returns:
+        (B, L, C), dense, x's dtype.
+
+    Raises:
+        ValueError: shapes, devices or kind do not fit. TypeError: dtypes.
+
+    Source: DiT, Sec. 3.2; Wan 2.1. Saved for backward: the arguments only.
+    """
+    if kind not in ("rms", "layer"):
+        raise ValueError(f'adaln_norm: expected kind "rms" or "layer", got {kind!r}')
+    _check_tokens("adaln_norm", "x", x)
+    wide = _wide(x)
+    scale, shift = _modulation("adaln_norm", "scale", x, scale), _modulation("adaln_norm", "shift", x, shift)
+    if scale is not None and shift is not None:
+        if scale.dtype != shift.dtype:
+            scale, shift = scale.to(wide), shift.to(wide)
+        if scale.shape[1] % shift.shape[1] and shift.shape[1] % scale.shape[1]:
+            # The kernel wants nested groups of tokens; frames that do not nest are rare enough to expand.
+            shift = shift.repeat_interleave(x.shape[1] // shift.shape[1], dim=1)
+    if weight is not None:
+        if weight.shape != x.shape[-1:] or weight.device != x.device:
+            raise ValueError(
+                f"adaln_norm: expected weight ({x.shape[-1]},) on {x.device}, "
+                f"got {tuple(weight.shape)} on {weight.device}"
+            )
+        weight = weight.to(wide)
+    return ops.adaln_norm(x, scale, shift, weight, eps, kind == "layer")
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """Returns x + gate * y, computed in float32 (float64 for float64) and rounded once.
+
+    Args:
+        x: (B, L, C), float32, bfloat16, float16 or float64.
+        y: x's shape and dtype.
+        gate: a modulation as in `adaln_norm`.
+
+    Returns:
+        (B, L, C), dense, x's dtype.
+
+    Raises:
+        ValueError: shapes or devices do not fit. TypeError: dtypes.
+
+    Source: DiT, Sec. 3.2. Saved for backward: y and gate.
+    """
+    _check_tokens("gated_residual", "x", x)
+    if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+        raise ValueError(
+            f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
+            f"got {tuple(y.shape)} {y.dtype} on {y.device}"
+        )
+    return ops.gated_residual(x, y, _modulation("gated_residual", "gate", x, gate))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -38,6 +119,52 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return ops.swiglu(gate, up)
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check_tokens(op: str, name: str, x: Tensor) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"{op}: expected {name} (batch, length, width), got {tuple(x.shape)}")
+    if x.dtype not in ELEMENT_DTYPES:
+        raise TypeError(f"{op}: expected one of {ELEMENT_DTYPES}, got {x.dtype}")
+
+
+def _modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> Tensor | None:
+    """Returns a modulation as a view (B, F, C); autograd sums over what the view repeats."""
+    if m is None:
+        return None
+    batch, length, width = x.shape
+    fits = m.shape == (width,) or (m.ndim == 3 and m.shape[0] in (1, batch) and m.shape[2] == width and m.shape[1] > 0)
+    if not fits or (m.ndim == 3 and length % m.shape[1]) or m.device != x.device:
+        raise ValueError(
+            f"{op}: expected {name} ({width},) or ({batch}, frames, {width}) with frames dividing {length} "
+            f"on {x.device}, got {tuple(m.shape)} on {m.device}"
+        )
+    if m.dtype != x.dtype and m.dtype != _wide(x):
+        m = m.to(_wide(x))
+    return m.expand(batch, -1 if m.ndim == 3 else 1, width)
+
+
+def _save_adaln_norm(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _adaln_norm_gradients(ctx, grad_out):
+    grads = ops.adaln_norm_backward(grad_out, *ctx.saved_tensors, *ctx.options)
+    present = (g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True))
+    return *present, None, None
+
+
+def _save_gated_residual(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _gated_residual_gradients(ctx, grad_out):
+    return grad_out, *ops.gated_residual_backward(grad_out, *ctx.saved_tensors)
+
+
 def _save_swiglu(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
@@ -46,7 +173,32 @@ def _swiglu_gradients(ctx, grad_out):
     return ops.swiglu_backward(grad_out, *ctx.saved_tensors)
 
 
+torch.library.register_autograd("videoar_kernels::adaln_norm", _adaln_norm_gradients, setup_context=_save_adaln_norm)
+torch.library.register_autograd(
+    "videoar_kernels::gated_residual", _gated_residual_gradients, setup_context=_save_gated_residual
+)
 torch.library.register_autograd("videoar_kernels::swiglu", _swiglu_gradients, setup_context=_save_swiglu)
+
+
+@torch.library.register_fake("videoar_kernels::adaln_norm")
+def _(x, scale, shift, weight, eps, layer):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("videoar_kernels::adaln_norm_backward")
+def _(grad_out, x, scale, shift, weight, eps, layer):
+    others = (x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (scale, shift, weight))
+    return x.new_empty(x.shape), *others
+
+
+@torch.library.register_fake("videoar_kernels::gated_residual")
+def _(x, y, gate):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("videoar_kernels::gated_residual_backward")
+def _(grad_out, y, gate):
+    return y.new_empty(y.shape), gate.new_empty(gate.shape)
 
 
 @torch.library.register_fake("videoar_kernels::swiglu")
@@ -59,11 +211,36 @@ def _(grad_out, gate, up):
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-def _reference_swiglu_backward(grad_out, gate, up):
+def _reference_adaln_norm(x, scale, shift, weight, eps, layer):
+    kind = "layer" if layer else "rms"
+    return reference.norm.adaln_norm(x, scale, shift, weight=weight, eps=eps, kind=kind)
+
+
+def _gradients(function, inputs, grad_out):
+    """Gradients of `function` by autograd; no elements for an absent input."""
     with torch.enable_grad():
-        inputs = [gate.detach().requires_grad_(), up.detach().requires_grad_()]
-        return torch.autograd.grad(reference.norm.swiglu(*inputs), inputs, grad_out)
+        inputs = [t if t is None else t.detach().requires_grad_() for t in inputs]
+        present = [t for t in inputs if t is not None]
+        grads = iter(torch.autograd.grad(function(*inputs), present, grad_out))
+        return tuple(grad_out.new_empty(0) if t is None else next(grads) for t in inputs)
 
 
+register_fallback("adaln_norm", _reference_adaln_norm)
+register_fallback(
+    "adaln_norm_backward",
+    lambda grad_out, x, scale, shift, weight, eps, layer: _gradients(
+        lambda *inputs: _reference_adaln_norm(*inputs, eps, layer), (x, scale, shift, weight), grad_out
+    ),
+)
+register_fallback("gated_residual", reference.norm.gated_residual)
+register_fallback(
+    "gated_residual_backward",
+    lambda grad_out, y, gate: _gradients(
+        lambda y, gate: reference.norm.gated_residual(torch.zeros_like(y), y, gate), (y, gate), grad_out
+    ),
+)
 register_fallback("swiglu", reference.norm.swiglu)
-register_fallback("swiglu_backward", _reference_swiglu_backward)
+register_fallback(
+    "swiglu_backward",
+    lambda grad_out, gate, up: _gradients(reference.norm.swiglu, (gate, up), grad_out),
+)

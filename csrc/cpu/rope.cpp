@@ -1,36 +1,14 @@
 #include "rope.h"
 
 #include <cmath>
-#include <cstdlib>
+#include <cstring>
 
 #include "parallel.h"
-#include "simd.h"
+#include "sweep.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
-
-template <class A>
-inline int64_t padded(int64_t n) {
-  return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-}
-
-template <class T>
-inline Vec<Accumulator<T>> load_upto(const T* p, int n) {
-  return n == kLanes<Accumulator<T>> ? load(p) : load_partial(p, n);
-}
-template <class T>
-inline void store_upto(T* p, Vec<Accumulator<T>> v, int n) {
-  n == kLanes<Accumulator<T>> ? store(p, v) : store_partial(p, v, n);
-}
-
-// f(i, lanes) for every vector of [0, n); only the last may be partial.
-template <class A, class F>
-inline void sweep(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + kLanes<A> <= n; i += kLanes<A>) f(i, kLanes<A>);
-  if (i < n) f(i, int(n - i));
-}
 
 template <class A>
 inline Vec<A> swap_pairs(Vec<A> v) {
@@ -44,19 +22,6 @@ inline Vec<A> swap_pairs(Vec<A> v) {
     return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
   }
 }
-
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : data_((A*)std::aligned_alloc(64, size_t(count * int64_t(sizeof(A)) + 127) / 64 * 64)) {}
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* data() const { return data_; }
-
- private:
-  A* data_;
-};
 
 // Cosines and sines of the tokens of one block, each row padded to whole vectors.
 template <class A>
@@ -164,12 +129,10 @@ void rope(const RopeParams& p) {
 template <class T>
 inline Accumulator<T> sum_of_squares(const T* x, int64_t n) {
   using A = Accumulator<T>;
-  Vec<A> sum{};
-  sweep<A>(n, [&](int64_t i, int lanes) {
+  return sweep_sum<A>(n, [&](int64_t i, int lanes) {
     const Vec<A> v = load_upto(x + i, lanes);
-    sum += v * v;
+    return v * v;
   });
-  return reduce_add<A>(sum);
 }
 
 template <class T, bool kInterleaved>

@@ -65,12 +65,12 @@ struct NormRopeBackwardParams {
 // Tokens whose cosines and sines are laid out together: they stay in the L1 cache for all heads.
 constexpr int64_t kRopeTokens = 16;
 
-inline int64_t rope_blocks(int64_t batch, int64_t length) {
+static inline int64_t rope_blocks(int64_t batch, int64_t length) {
   return batch * ((length + kRopeTokens - 1) / kRopeTokens);
 }
 
 // Partial sums of a weight gradient: their number does not depend on the threads, so neither does the result.
-inline int64_t rope_chunks(int64_t batch, int64_t length) {
+static inline int64_t rope_chunks(int64_t batch, int64_t length) {
   const int64_t blocks = rope_blocks(batch, length);
   return blocks < 64 ? blocks : 64;
 }
