@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from videoar.data.captions import VOCABULARY, Attributes, caption_of, parse_caption
 from videoar.evaluation.adherence import text_to_video_adherence
+from videoar.evaluation.caption_use import CaptionUse, caption_use
 from videoar.next_scale.inputs import teacher_inputs
 from videoar.next_scale.pipeline import VideoPipeline
-from videoar.tokenizer import VideoTokenizer
 from videoar.training.clips import ClipsConfig
-from videoar.training.latents import captioned_clips
-
-if TYPE_CHECKING:
-    from videoar.training.transformer import TransformerObjective
+from videoar.training.latents import LatentBatch, captioned_clips
+from videoar_kernels import bit_cross_entropy
 
 _SEED = 3_000_017  # a sequence of clips that no training run starts from
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Clips of held-out combinations: latents (B, T, H, W, d), their captions and wrong ones."""
+@torch.no_grad()
+def heldout_latents(pipeline: VideoPipeline, data: ClipsConfig | None = None, clips: int = 128) -> list[LatentBatch]:
+    """Latents and captions of held-out combinations, 16 clips at a time, starting from clip 0 of their own seed.
 
-    latents: Tensor
-    right: list[str]
-    wrong: list[str]
-
-    @classmethod
-    @torch.no_grad()
-    def draw(cls, tokenizer: VideoTokenizer, data: ClipsConfig, clips: int = 128) -> HeldOut:
-        """Encode held-out clips; a folder's clips, which have no captions, come from the training data."""
-        video, captions = captioned_clips(data, clips, _SEED, split="heldout")(0)
-        device = next(tokenizer.parameters()).device
-        latents = torch.cat([tokenizer.encode(part.to(device)) for part in video.split(16)])
-        wrong = [wrong_caption(caption) if caption else caption for caption in captions]
-        return cls(latents, captions, wrong)
-
-
-def wrong_caption(caption: str) -> str:
-    """A caption of the built-in data that is wrong about every attribute."""
-    found = parse_caption(caption)
-    shifted = []
-    for name, value in zip(VOCABULARY, found, strict=True):
-        words = VOCABULARY[name]
-        shifted.append(words[(words.index(value) + (len(words) // 2)) % len(words)])
-    return caption_of(Attributes(*shifted))
+    Args:
+        pipeline: gives the tokenizer.
+        data: built-in sprites; the default size if None.
+        clips: how many, rounded up to 16.
+    """
+    draw = captioned_clips(data or ClipsConfig(), 16, _SEED, split="heldout")
+    batches = [draw(step) for step in range(-(-clips // 16))]
+    return [LatentBatch(pipeline.tokenizer.encode(video.to(pipeline.device)), text) for video, text in batches]
 
 
 @torch.no_grad()
-def caption_losses(objective: TransformerObjective, heldout: HeldOut, *, batch: int = 32) -> dict[str, float]:
-    """Loss without flips or hidden frames under the right, a wrong and no caption; wrong over right as a ratio."""
-    prompts = {"right": heldout.right, "wrong": heldout.wrong, "none": [""] * len(heldout.right)}
-    config = objective.transformer.config
-    losses = {}
-    for name, captions in prompts.items():
-        total = 0.0
-        for first in range(0, len(captions), batch):
-            some = slice(first, first + batch)
-            loss, _ = objective(teacher_inputs(heldout.latents[some], config), captions[some])
-            total += loss.item() * len(captions[some])
-        losses[f"loss_{name}"] = total / len(captions)
-    return {**losses, "wrong_over_right": losses["loss_wrong"] / losses["loss_right"]}
+def caption_losses(pipeline: VideoPipeline, batches: Sequence[LatentBatch]) -> CaptionUse:
+    """Bit loss without flips or hidden frames under the right, a wrong and no caption."""
+    transformer = pipeline.transformer
+
+    def loss(latents: Tensor, captions: Sequence[str | None]) -> float:
+        teacher = teacher_inputs(latents, transformer.config)
+        logits = transformer(pipeline.conditioner(captions), teacher.inputs, teacher.context)
+        return float(bit_cross_entropy(logits, teacher.labels).loss)
+
+    return caption_use(loss, batches)
+
+
+def pipeline_caption_losses(pipeline: VideoPipeline, *, clips: int = 128) -> dict[str, float]:
+    """`caption_losses` over held-out sprites: right, wrong, none, and excess = wrong / right - 1."""
+    return caption_losses(pipeline, heldout_latents(pipeline, clips=clips))._asdict()
 
 
 def measured_adherence(pipeline: VideoPipeline, prompts: int) -> dict[str, float]:

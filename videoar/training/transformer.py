@@ -27,12 +27,15 @@ from videoar.tokenizer import VideoTokenizer
 from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
-from videoar.training.heldout import HeldOut, caption_losses, measured_adherence
+from videoar.training.heldout import caption_losses, heldout_latents, measured_adherence
 from videoar.training.latents import LatentBatch, captioned_clips, encode_pool
 from videoar.training.logging import RunLog
 from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedule
 from videoar_kernels import bit_cross_entropy
 from videoar_kernels.reference.philox import philox_uniform
+
+# What AdamW keeps under Muon: embeddings, and the layers that read and write codes.
+_PLAIN = ("embedding", "place", "input", "context", "head")
 
 # Independent Philox streams of a step.
 _CLIPS, _CAPTIONS, _FLIP_P, _FLIPS, _FRAMES, _STREAMS = range(6)
@@ -120,7 +123,7 @@ def train(config: TransformerTraining) -> Path:
     torch.manual_seed(config.seed)
     tokenizer = VideoTokenizer.from_pretrained(config.tokenizer).to(accelerator.device).requires_grad_(False)
     objective = build_objective(config, tokenizer)
-    optimizer = build_optimizer(objective, config.optimizer, plain=("embedding", "place", "input", "head"))
+    optimizer = build_optimizer(objective, config.optimizer, plain=_PLAIN)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = WeightAverage(objective, config.average)
     start = 0
@@ -128,7 +131,6 @@ def train(config: TransformerTraining) -> Path:
         start = load_checkpoint(checkpoint, objective, optimizer, average)["step"]
     rank, world = accelerator.process_index, accelerator.num_processes
     clips = _clips(config, tokenizer)
-    heldout = HeldOut.draw(tokenizer, config.data)
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for step in range(start, config.steps):
             offset = (step * world + rank) * _STREAMS
@@ -138,8 +140,8 @@ def train(config: TransformerTraining) -> Path:
             done = step + 1
             if not accelerator.is_main_process:
                 continue
-            if config.evaluate_every and (done % config.evaluate_every == 0 or done == config.steps):
-                report = evaluate(config, tokenizer, average, heldout)
+            due = config.evaluate_every and (done % config.evaluate_every == 0 or done == config.steps)
+            if due and (report := evaluate(config, tokenizer, average)):
                 log.report(done, report, prefix="heldout")
                 _add_to_curve(config, done, report)
             if config.checkpoint_every and done % config.checkpoint_every == 0:
@@ -227,16 +229,14 @@ def averaged(config: TransformerTraining, tokenizer: VideoTokenizer, average: We
     return VideoPipeline(tokenizer, objective.transformer, objective.conditioner, config.sampling)
 
 
-def evaluate(
-    config: TransformerTraining, tokenizer: VideoTokenizer, average: WeightAverage, heldout: HeldOut
-) -> dict[str, float]:
-    """Loss under the right, a wrong and no caption, and prompt adherence where the data can be measured."""
+def evaluate(config: TransformerTraining, tokenizer: VideoTokenizer, average: WeightAverage) -> dict[str, float]:
+    """Loss under the right, a wrong and no caption, and prompt adherence; a folder's clips have neither."""
+    if config.data.kind != "sprites":
+        return {}
     pipeline = averaged(config, tokenizer, average)
-    objective = TransformerObjective(pipeline.transformer, pipeline.conditioner).eval()
-    report = caption_losses(objective, heldout)
-    if config.data.kind == "sprites" and config.prompts:
-        report |= measured_adherence(pipeline, config.prompts)
-    return report
+    losses = caption_losses(pipeline, heldout_latents(pipeline, config.data))
+    report = {f"loss_{name}": value for name, value in losses._asdict().items()}
+    return report | (measured_adherence(pipeline, config.prompts) if config.prompts else {})
 
 
 def _add_to_curve(config: TransformerTraining, step: int, report: dict[str, float]) -> None:
