@@ -1,0 +1,52 @@
+// Softmax attention under a RangeMask. Reference: videoar_kernels/reference/attention.py.
+#pragma once
+
+#include <cstdint>
+
+#include "../tiles.h"
+#include "dtype.h"
+#include "isa.h"
+
+namespace videoar {
+
+// (batch, heads, length, head_dim) with contiguous rows; strides in elements.
+template <class Pointer>
+struct HeadRows {
+  Pointer data;
+  int64_t batch, head, row;
+};
+
+struct AttentionShape {
+  int64_t batch, heads, kv_heads, q_len, k_len, head_dim;
+  double scale;
+  DType dtype;
+};
+
+struct AttentionParams {
+  AttentionShape shape;
+  HeadRows<const void*> q, k, v;
+  HeadRows<void*> out;
+  void* lse;      // (batch, heads, q_len) dense, in the accumulator's type
+  TileView plan;  // tiles of queries
+};
+
+// delta = rowsum(grad_out * out) - grad_lse; P = exp(S - lse); dV = P^T dO; dS = P * (dO V^T - delta);
+// dQ = scale * dS K; dK = scale * dS^T Q.
+struct AttentionBackwardParams {
+  AttentionShape shape;
+  HeadRows<const void*> q, k, v, out, grad_out;
+  const void* lse;
+  const void* grad_lse;  // like lse, or null for zero
+  HeadRows<void*> grad_q, grad_k, grad_v;
+  TileView plan;  // tiles of keys
+};
+
+struct AttentionKernels {
+  int tile, tile_f64;  // rows of a tile, in both plans
+  void (*forward)(const AttentionParams&);
+  void (*backward)(const AttentionBackwardParams&);
+};
+
+VIDEOAR_DECLARE_KERNELS(AttentionKernels, attention_kernels)
+
+}  // namespace videoar

@@ -1,0 +1,278 @@
+// The parts that attention's forward and backward share. Lanes are the rows of a tile (queries forward, keys backward):
+// no horizontal sums, ranges may start anywhere, and head_dim may be any number.
+#pragma once
+
+#include <cstdlib>
+
+#include "attention.h"
+#include "simd.h"
+
+namespace videoar {
+namespace VIDEOAR_ISA {
+namespace {
+
+template <class A>
+constexpr int kTileRows = (sizeof(A) == 8 ? 1 : 3) * kLanes<A>;
+#if defined(__AVX512F__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
+// Rows of a register block beside kVectors vectors: accumulators fill the register file, less the operands.
+template <int kVectors>
+constexpr int kBlockRows = kManyRegisters ? (kVectors == 1   ? 16
+                                             : kVectors == 2 ? 12
+                                                             : 8)
+                                          : (kVectors == 1   ? 8
+                                             : kVectors == 2 ? 6
+                                                             : 4);
+
+template <class A>
+inline Vec<A> splat(A x) {
+  return x - Vec<A>{};
+}
+
+inline bool any(Mask<float> m) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)m) != 0;
+#elif defined(__AVX__)
+  return !_mm256_testz_ps((__m256)m, (__m256)m);
+#else
+  return (m[0] | m[1] | m[2] | m[3]) != 0;
+#endif
+}
+inline bool any(Mask<double> m) {
+  int64_t bits = 0;
+  for (int i = 0; i < kLanes<double>; ++i) bits |= m[i];
+  return bits != 0;
+}
+
+// 2^x for x <= 127, and 0 below -126.
+inline Vec<float> exp2_weight(Vec<float> x) {
+  // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+  const Vec<float> magic = splat(12582912.0f);
+  const Mask<float> alive = !(x < -126.0f);  // true for NaN, which must come through
+  const Vec<float> shifted = x + magic;
+  const Vec<float> r = x - (shifted - magic);
+  Vec<float> y = splat(1.540353039338161e-4f);
+  y = y * r + 1.333355814642844e-3f;
+  y = y * r + 9.618129107628477e-3f;
+  y = y * r + 5.550410866482158e-2f;
+  y = y * r + 2.402265069591007e-1f;
+  y = y * r + 6.931471805599453e-1f;
+  y = y * r + 1.0f;
+  const Mask<float> scaled = (Mask<float>)y + ((Mask<float>)shifted << 23);
+  return (Vec<float>)(alive & scaled);
+}
+__attribute__((noinline)) inline Vec<double> exp2_weight(Vec<double> x) {
+  Vec<double> y{};
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = __builtin_exp2(x[i]);
+  return y;
+}
+
+// c[m][:] += sum over t of a[m * row + t * step] * b[t * b_step + :], for kRows values of m and kVectors vectors.
+template <class A, int kVectors, int kRows>
+inline void multiply_add(Vec<A> (&c)[kRows][kVectors], const A* a, int64_t row, int64_t step, const A* b,
+                         int64_t b_step, int64_t steps) {
+  for (int64_t t = 0; t < steps; ++t, a += step, b += b_step) {
+    Vec<A> right[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) right[j] = load(b + j * kLanes<A>);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const Vec<A> left = splat(a[m * row]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) c[m][j] += left * right[j];
+    }
+  }
+}
+
+// Calls f.template block<n>(start) for blocks that cover [start, count), the largest first. Not inlined: it holds the
+// micro-kernels, which don't depend on the storage type, and would be compiled again for each.
+template <int kRows, class F>
+__attribute__((noinline)) void for_blocks(int64_t start, int64_t count, F& f) {
+  for (; start + kRows <= count; start += kRows) f.template block<kRows>(start);
+  if constexpr (kRows > 1) {
+    if (start < count) for_blocks<(kRows > 4 ? 4 : 1)>(start, count, f);
+  }
+}
+
+// Columns [begin, begin + count) of a tile, whose weights are in rows [offset, offset + count) of the weight buffer.
+template <class A>
+struct Run {
+  const A* data;  // their vectors, `stride` apart
+  int64_t stride;
+  int count;
+  uint64_t lanes;
+  bool unseen;  // some lane doesn't see them, and they hold a NaN or infinity that 0 * x would let through
+};
+
+template <class A, int kVectors>
+struct LaneMasks {
+  Mask<A> m[kVectors];
+
+  explicit LaneMasks(uint64_t lanes) {
+    for (int j = 0; j < kVectors; ++j)
+      for (int i = 0; i < kLanes<A>; ++i) m[j][i] = -int((lanes >> (j * kLanes<A> + i)) & 1);
+  }
+};
+
+// sum over runs and columns of x[column][d] * weights[column][:], added to accumulator[d][:] for every d.
+template <class A, int kVectors>
+struct Accumulate {
+  static constexpr int kWidth = kVectors * kLanes<A>;
+  A* accumulator;
+  const A* weights;
+  const Run<A>* runs;
+  int run_count;
+
+  template <int kRows>
+  void block(int64_t d) {
+    Vec<A> c[kRows][kVectors];
+    for (int m = 0; m < kRows; ++m)
+      for (int j = 0; j < kVectors; ++j) c[m][j] = load(accumulator + (d + m) * kWidth + j * kLanes<A>);
+    const A* w = weights;
+    for (int i = 0; i < run_count; ++i) {
+      const Run<A>& run = runs[i];
+      if (!run.unseen) {
+        multiply_add<A, kVectors, kRows>(c, run.data + d, 1, run.stride, w, kWidth, run.count);
+      } else {
+        const LaneMasks<A, kVectors> seen(run.lanes);
+        for (int t = 0; t < run.count; ++t)
+          for (int m = 0; m < kRows; ++m)
+            for (int j = 0; j < kVectors; ++j)
+              c[m][j] += (Vec<A>)(seen.m[j] & (Mask<A>)splat(run.data[t * run.stride + d + m])) *
+                         load(w + t * kWidth + j * kLanes<A>);
+      }
+      w += run.count * kWidth;
+    }
+    for (int m = 0; m < kRows; ++m)
+      for (int j = 0; j < kVectors; ++j) store(accumulator + (d + m) * kWidth + j * kLanes<A>, c[m][j]);
+  }
+};
+
+template <class A, int kVectors>
+inline void accumulate(A* accumulator, const A* weights, const Run<A>* runs, int run_count, int64_t head_dim) {
+  Accumulate<A, kVectors> work{accumulator, weights, runs, run_count};
+  for_blocks<kBlockRows<kVectors>>(0, head_dim, work);
+}
+
+template <class A>
+__attribute__((noinline)) bool all_finite(const A* data, int64_t stride, int64_t count, int64_t width) {
+  Vec<A> sum{};
+  A rest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const A* x = data + i * stride;
+    int64_t d = 0;
+    for (; d + kLanes<A> <= width; d += kLanes<A>) sum += load(x + d) * A(0);
+    for (; d < width; ++d) rest += x[d] * A(0);
+  }
+  return reduce_add<A>(sum) + rest == 0;
+}
+
+// `count` rows as the accumulator's type: the rows themselves where they are, else a copy in `buffer`.
+template <class T>
+inline const Accumulator<T>* widen(const T* rows, int64_t& stride, int64_t count, int64_t width,
+                                   Accumulator<T>* buffer) {
+  using A = Accumulator<T>;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return rows;
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = rows + i * stride;
+      A* to = buffer + i * width;
+      int64_t d = 0;
+      for (; d + kLanes<A> <= width; d += kLanes<A>) store(to + d, load(from + d));
+      for (; d < width; ++d) to[d] = to_float(from[d]);
+    }
+    stride = width;
+    return buffer;
+  }
+}
+
+// Transposes `count` rows into lanes: packed[d][lane] = factor * rows[lane][d], zero in lanes past `count`.
+template <class T>
+inline void pack(Accumulator<T>* packed, int lanes, const T* rows, int64_t stride, int64_t count, int64_t width,
+                 Accumulator<T> factor) {
+  for (int64_t d = 0; d < width; ++d) {
+    Accumulator<T>* to = packed + d * lanes;
+    for (int64_t i = 0; i < count; ++i) to[i] = to_float(rows[i * stride + d]) * factor;
+    for (int64_t i = count; i < lanes; ++i) to[i] = 0;
+  }
+}
+
+// The way back, rounding once.
+template <class T>
+inline void unpack(T* rows, int64_t stride, const Accumulator<T>* packed, int lanes, int64_t count, int64_t width,
+                   Accumulator<T> factor) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t d = 0; d < width; ++d) rows[i * stride + d] = from_float<T>(packed[d * lanes + i] * factor);
+}
+
+// Scratch memory that a thread keeps from call to call, unless it is large.
+struct Workspace {
+  static constexpr size_t kKeep = size_t(8) << 20;
+  void* data = nullptr;
+  size_t size = 0;
+
+  void* reserve(size_t bytes) {
+    if (bytes > size) {
+      std::free(data);
+      size = (bytes + 63) / 64 * 64;
+      data = std::aligned_alloc(64, size);
+    }
+    return data;
+  }
+  void trim() {
+    if (size <= kKeep) return;
+    std::free(data);
+    data = nullptr;
+    size = 0;
+  }
+  ~Workspace() { std::free(data); }
+};
+
+// Hands out parts of a workspace, each a whole number of cache lines.
+template <class A>
+struct Carver {
+  A* next;
+  static constexpr int64_t rounded(int64_t count) {
+    constexpr int64_t line = 64 / int64_t(sizeof(A));
+    return (count + line - 1) / line * line;
+  }
+  A* take(int64_t count) {
+    A* part = next;
+    next += rounded(count);
+    return part;
+  }
+};
+
+template <class T>
+inline const T* rows_of(const HeadRows<const void*>& x, int64_t b, int64_t h) {
+  return (const T*)x.data + b * x.batch + h * x.head;
+}
+template <class T>
+inline T* rows_of(const HeadRows<void*>& x, int64_t b, int64_t h) {
+  return (T*)x.data + b * x.batch + h * x.head;
+}
+
+// The tile's rows as lane bits.
+inline uint64_t live_lanes(const Tile& tile) {
+  const int count = tile.end - tile.begin;
+  return count == 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+}
+
+// f.template operator()<n>() with n = the vectors that hold `lanes` lanes; float64 serves checks and keeps to one.
+template <class A, class F>
+inline void with_vectors(int lanes, const F& f) {
+  if constexpr (sizeof(A) == 8) return f.template operator()<1>();
+  const int vectors = (lanes + kLanes<A> - 1) / kLanes<A>;
+  if (vectors <= 1) return f.template operator()<1>();
+  if (vectors == 2) return f.template operator()<2>();
+  return f.template operator()<3>();
+}
+
+}  // namespace
+}  // namespace VIDEOAR_ISA
+}  // namespace videoar

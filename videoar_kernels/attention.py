@@ -1,0 +1,165 @@
+"""Softmax attention under a RangeMask: exact, with memory linear in length, and work only where the mask is.
+
+    out_i = sum_j w_ij v_j,  w_ij = exp(scale q_i . k_j - lse_i),  lse_i = log sum_j exp(scale q_i . k_j),
+    j over the keys that query i may see.
+
+Source: paper S, Eq. 9; the online softmax is Milakov and Gimelshein 2018.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from videoar_kernels import reference
+from videoar_kernels.fallback import register_fallback
+from videoar_kernels.library import ops
+from videoar_kernels.masks import RangeMask
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def range_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: RangeMask | None = None,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Returns softmax(scale * q k^T) v over the keys that each query may see.
+
+    Keys outside the mask's ranges have no influence, not even as NaN. Sums are float32 (float64 for float64) and each
+    result is rounded once. The same inputs give the same bits whatever the number of threads.
+
+    Args:
+        q: (batch, heads, q_len, head_dim), float32, bfloat16, float16 or float64; last dimension contiguous, other
+            strides free. head_dim is 1 to 256, any number.
+        k: (batch, kv_heads, k_len, head_dim); heads is a multiple of kv_heads, and query head h reads key head
+            h // (heads / kv_heads).
+        v: like k.
+        mask: which keys a query sees; a batched one has a mask for each sample; None: every key.
+        scale: factor of the scores; None: 1 / sqrt(head_dim).
+        return_lse: also return the log of each query's softmax denominator; gradients flow through it too.
+
+    Returns:
+        out (batch, heads, q_len, head_dim), dtype of q, stored as (batch, q_len, heads, head_dim); a query that sees
+        no key gets zeros and passes no gradient. With return_lse also lse (batch, heads, q_len), float32 (float64 for
+        float64), natural logarithm, -inf where no key is seen.
+
+    Raises:
+        ValueError: shapes, devices or the mask's lengths don't fit.
+        TypeError: a dtype that isn't supported, or different ones.
+
+    Source: paper S, Eq. 9. Saved for backward: q, k, v, out and lse.
+    """
+    _check(q, k, v, mask)
+    out, lse = ops.range_attention(q, k, v, *_arrays(mask), q.shape[-1] ** -0.5 if scale is None else scale)
+    return (out, lse) if return_lse else out
+
+
+def _arrays(mask: RangeMask | None) -> tuple[Tensor | None, ...]:
+    if mask is None:
+        return (None,) * 4
+    return mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None) -> None:
+    if q.dtype not in _DTYPES:
+        raise TypeError(f"range_attention: expected q of dtype float32, bfloat16, float16 or float64, got {q.dtype}")
+    if q.dim() != 4 or not 1 <= q.shape[-1] <= 256:
+        raise ValueError(
+            "range_attention: expected q of shape (batch, heads, q_len, head_dim) with head_dim 1 to 256, "
+            f"got {tuple(q.shape)}"
+        )
+    batch, heads, q_len, head_dim = q.shape
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise TypeError(f"range_attention: expected {name} of dtype {q.dtype}, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"range_attention: expected {name} on {q.device}, got {x.device}")
+        if x.dim() != 4 or x.shape[0] != batch or x.shape[3] != head_dim:
+            raise ValueError(
+                f"range_attention: expected {name} of shape ({batch}, *, *, {head_dim}), got {tuple(x.shape)}"
+            )
+    if v.shape != k.shape:
+        raise ValueError(f"range_attention: expected v of shape {tuple(k.shape)}, got {tuple(v.shape)}")
+    if k.shape[1] == 0 or heads % k.shape[1] != 0:
+        raise ValueError(
+            f"range_attention: expected k of shape ({batch}, a divisor of {heads}, *, {head_dim}), got {tuple(k.shape)}"
+        )
+    if mask is None:
+        return
+    if mask.q_len != q_len or mask.k_len != k.shape[2]:
+        raise ValueError(
+            f"range_attention: expected mask of q_len {q_len} and k_len {k.shape[2]}, "
+            f"got q_len {mask.q_len} and k_len {mask.k_len}"
+        )
+    if mask.batch is not None and mask.batch != batch:
+        raise ValueError(f"range_attention: expected mask of batch {batch} or None, got {mask.batch}")
+
+
+def _save(ctx, inputs, output):
+    q, k, v, *arrays, scale = inputs
+    ctx.save_for_backward(q, k, v, *output, *arrays)
+    ctx.scale = scale
+
+
+def _gradients(ctx, grad_out, grad_lse):
+    q, k, v, out, lse, *arrays = ctx.saved_tensors
+    grads = ops.range_attention_backward(grad_out, grad_lse, q, k, v, out, lse, *arrays, ctx.scale)
+    return *grads, None, None, None, None, None
+
+
+torch.library.register_autograd("videoar_kernels::range_attention", _gradients, setup_context=_save)
+
+
+def _empty_heads(like: Tensor) -> Tensor:
+    batch, heads, length, head_dim = like.shape
+    return like.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("videoar_kernels::range_attention")
+def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
+    return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
+
+
+@torch.library.register_fake("videoar_kernels::range_attention_backward")
+def _(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+
+
+def _mask(q: Tensor, k: Tensor, batch_ptr, q_ranges, key_ptr, key_ranges) -> RangeMask | None:
+    if batch_ptr is None:
+        return None
+    samples = batch_ptr.numel() - 1
+    batch = None if samples == 1 else samples
+    return RangeMask(q.shape[2], k.shape[2], batch, batch_ptr, q_ranges, key_ptr, key_ranges)
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _reference(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
+    mask = _mask(q, k, batch_ptr, q_ranges, key_ptr, key_ranges)
+    out, lse = reference.attention.range_attention(q, k, v, mask, scale=scale, return_lse=True)
+    return _as_stored(out), lse
+
+
+def _reference_backward(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
+    mask = _mask(q, k, batch_ptr, q_ranges, key_ptr, key_ranges)
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        outputs = reference.attention.range_attention(*inputs, mask, scale=scale, return_lse=True)
+        grad_lse = torch.zeros_like(outputs[1]) if grad_lse is None else grad_lse
+        return tuple(_as_stored(g) for g in torch.autograd.grad(outputs, inputs, (grad_out, grad_lse)))
+
+
+register_fallback("range_attention", _reference)
+register_fallback("range_attention_backward", _reference_backward)
