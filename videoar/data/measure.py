@@ -123,31 +123,29 @@ def _share(seen: Tensor, names: tuple[str, ...], name: str | None) -> float:
 
 def _background(rgb: Tensor) -> Tensor:
     """Fit a plane to each channel of each frame, giving little weight to what lies far from it."""
-    pixels = rgb.flatten(2)  # (T, 3, N)
-    basis = _plane_basis()  # (N, 3)
-    weight = torch.ones_like(pixels[:, :1])
-    fit = pixels.median(2, keepdim=True)[0]
+    cells = F.avg_pool2d(rgb, 2).flatten(2)  # (T, 3, N): the fit needs no single pixels
+    basis = _plane_basis(_SIDE // 2)  # (N, 3)
+    products = (basis[:, :, None] * basis[:, None, :]).flatten(1)  # (N, 9)
+    fit = cells.median(2, keepdim=True)[0]
     for spread in (0.3, 0.2, 0.12, 0.08, 0.08):
-        far = (pixels - fit).square().sum(1, keepdim=True)
+        far = (cells - fit).square().sum(1)  # (T, N)
         weight = 1 / (1 + far / spread**2).square()  # Geman-McClure
-        weighted = basis.T[None] * weight  # (T, 3, N)
-        normal = weighted @ basis  # (T, 3, 3)
-        normal = normal + 1e-3 * torch.eye(3)
-        plane = torch.linalg.solve(normal, weighted @ pixels.transpose(1, 2))  # (T, 3, channels)
-        fit = (basis @ plane).transpose(1, 2)
-    return fit.view_as(rgb)
+        normal = (weight @ products).view(-1, 3, 3) + 1e-3 * torch.eye(3)
+        plane = torch.linalg.solve(normal, ((weight[:, None] * cells) @ basis).transpose(1, 2))  # (T, 3, channels)
+        fit = plane.transpose(1, 2) @ basis.T  # (T, channels, N)
+    return (plane.transpose(1, 2) @ _plane_basis(_SIDE).T).view_as(rgb)
 
 
 @lru_cache
-def _plane_basis() -> Tensor:
-    ramp = torch.linspace(-1, 1, _SIDE)
+def _plane_basis(side: int) -> Tensor:
+    ramp = (torch.arange(side) + 0.5) * (2 / side) - 1
     down, right = torch.meshgrid(ramp, ramp, indexing="ij")
     return torch.stack([torch.ones_like(right), right, down], -1).view(-1, 3)
 
 
 def _stand_out(excess: Tensor) -> tuple[Tensor, Tensor]:
     """Find each frame's foreground colour relative to its background, and how far it stands out."""
-    smooth = F.avg_pool2d(excess, 3, 1, 1)  # noise must not decide what stands out most
+    smooth = F.avg_pool2d(excess, 3, 2, 1)  # noise must not decide what stands out most
     distance = smooth.square().sum(1).sqrt().flatten(1)  # (T, N)
     # The smallest sprite, a star of 20 pixels, covers 3% of the frame; 1% lies in its core.
     peak = distance.kthvalue(int(distance.shape[1] * 0.985), 1)[0]
