@@ -1,0 +1,334 @@
+"""rope_3d, qk_norm_rope and positions against an independent rotation by complex numbers in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import videoar_kernels as vk
+from tests.closeness import assert_close
+from videoar_kernels import reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+HEADS = [(64, None), (10, (2, 4, 4)), (128, (44, 42, 42)), (6, None), (34, (34, 0, 0))]
+
+
+def rotated(x, positions, dims=None, theta=10000.0, interleaved=True):
+    """Independent definition: every pair is a complex number, multiplied by exp(i angle)."""
+    x, positions = x.double(), positions.double()
+    head_dim = x.shape[-1]
+    if dims is None:
+        side = 2 * (head_dim // 6)
+        dims = (head_dim - 2 * side, side, side)
+    axis_of_pair = [axis for axis, dim in enumerate(dims) for _ in range(dim // 2)]
+    rate = [theta ** (-2 * j / dim) for dim in dims for j in range(dim // 2)]
+    angle = positions[..., axis_of_pair] * torch.tensor(rate, dtype=torch.float64)
+    angle = angle if angle.ndim == 2 else angle.unsqueeze(1)
+    pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angle), angle))
+    return (turned if interleaved else turned.transpose(-1, -2)).flatten(-2)
+
+
+def normed(x, weight, eps=1e-6, full_width=False):
+    x = x.double()
+    if not full_width:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight.double(), eps)
+    rows = torch.nn.functional.rms_norm(x.transpose(1, 2).flatten(2), weight.shape, weight.double(), eps)
+    return rows.unflatten(2, x.shape[1::2]).transpose(1, 2)
+
+
+def eager(x, positions, **options):
+    """The same in eager PyTorch at x's precision."""
+    head_dim, dims = x.shape[-1], options.get("dims")
+    dims = reference.rope.default_dims(head_dim) if dims is None else dims
+    angles = reference.rope.rope_angles(positions, dims, options.get("theta", 10000.0))
+    angles = angles if angles.ndim == 2 else angles[:, None]
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    if options.get("interleaved", True):
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+def positions_for(batch, length, shared, dtype=torch.int64):
+    shape = (length, 3) if shared else (batch, length, 3)
+    return (torch.randint(0, 50, shape)).to(dtype) + (0.25 if dtype.is_floating_point else 0)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "dims"), HEADS)
+def test_rope_is_a_rotation_of_pairs(isa, head_dim, dims, dtype, interleaved):
+    x = torch.randn(2, 3, 37, head_dim, dtype=dtype)
+    for shared in (True, False):
+        positions = positions_for(2, 37, shared)
+        options = {"dims": dims, "interleaved": interleaved, "theta": 500.0}
+        exact, low = rotated(x, positions, **options), eager(x, positions, **options)
+        assert_close(vk.rope_3d(x, positions, **options), exact, low)
+        assert_close(reference.rope.rope_3d(x, positions, **options), exact, low)
+
+
+@pytest.mark.parametrize("full_width", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "dims"), HEADS[:3])
+def test_qk_norm_rope_norms_then_rotates(isa, head_dim, dims, dtype, full_width):
+    q, k = torch.randn(2, 4, 21, head_dim, dtype=dtype), 3 * torch.randn(2, 2, 21, head_dim, dtype=dtype)
+    weights = [torch.randn(x.shape[1] * head_dim if full_width else head_dim) for x in (q, k)]
+    positions = positions_for(2, 21, True) // 8  # small: the angle's own rounding stays below float64's
+    for interleaved in (True, False):
+        options = {"dims": dims, "interleaved": interleaved}
+        exact = [
+            rotated(normed(x, w, 1e-5, full_width), positions, **options) for x, w in zip((q, k), weights, strict=True)
+        ]
+        for module in (vk, reference.rope):
+            out = module.qk_norm_rope(q, k, *weights, positions, eps=1e-5, full_width=full_width, **options)
+            for result, x, e in zip(out, (q, k), exact, strict=True):
+                assert_close(result, e, e.to(x.dtype))
+
+
+@pytest.mark.parametrize("full_width", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_match_float64(isa, dtype, full_width):
+    def gradients(q, k, q_weight, k_weight, rotate_both):
+        inputs = [t.detach().clone().requires_grad_() for t in (q, k, q_weight, k_weight)]
+        outs = rotate_both(*inputs)
+        return torch.autograd.grad(outs, inputs, [g.to(o.dtype) for g, o in zip(grad_outs, outs, strict=True)])
+
+    q, k = torch.randn(2, 3, 70, 34, dtype=dtype), torch.randn(2, 2, 70, 34, dtype=dtype)
+    weights = [torch.randn(x.shape[1] * 34 if full_width else 34) for x in (q, k)]
+    grad_outs = [torch.randn_like(q), torch.randn_like(k)]
+    positions = positions_for(2, 70, False, torch.float64)
+
+    def ours(*t):
+        return vk.qk_norm_rope(*t, positions, full_width=full_width)
+
+    def exactly(q, k, qw, kw):
+        return tuple(rotated(normed(x, w, full_width=full_width), positions) for x, w in ((q, qw), (k, kw)))
+
+    def low(q, k, qw, kw):
+        def one(x, w):
+            mean = x.square().mean((1, 3) if full_width else -1, keepdim=True)
+            w = w.to(x.dtype).view(-1, 1, 34)
+            return eager(x * torch.rsqrt(mean + 1e-6) * w, positions)
+
+        return one(q, qw), one(k, kw)
+
+    exact = gradients(*(t.double() for t in (q, k, *weights)), exactly)
+    for mine, e, low_grad in zip(gradients(q, k, *weights, ours), exact, gradients(q, k, *weights, low), strict=True):
+        assert_close(mine, e, low_grad)
+
+
+def test_gradcheck():
+    q, k = torch.randn(2, 2, 5, 10).double(), torch.randn(2, 1, 5, 10).double()
+    positions = positions_for(2, 5, True)
+    for interleaved in (True, False):
+        inputs = [q.clone().requires_grad_()]
+        options = {"dims": (2, 4, 4), "interleaved": interleaved}
+        torch.autograd.gradcheck(lambda x, o=options: vk.rope_3d(x, positions, **o), inputs)
+        for full_width in (False, True):
+            weights = [torch.randn(x.shape[1] * 10 if full_width else 10).double() for x in (q, k)]
+            inputs = [t.clone().requires_grad_() for t in (q, k, *weights)]
+            torch.autograd.gradcheck(
+                lambda *t, o=options, f=full_width: vk.qk_norm_rope(*t, positions, full_width=f, **o), inputs
+            )
+
+
+def test_second_order_gradient_of_the_rotation():
+    x = torch.randn(1, 2, 3, 6).double().requires_grad_()
+    positions = positions_for(1, 3, True)
+    torch.autograd.gradgradcheck(lambda x: vk.rope_3d(x, positions), [x])
+
+
+def test_scores_depend_on_position_differences_only():
+    q, k = torch.randn(1, 1, 1, 128), torch.randn(1, 1, 1, 128)
+    a, b, shift = torch.tensor([[3, 7, 2]]), torch.tensor([[1, 20, 9]]), torch.tensor([[100, 31, 64]])
+    for interleaved in (True, False):
+
+        def score(a, b, interleaved=interleaved):
+            turned = [vk.rope_3d(x, p, interleaved=interleaved) for x, p in ((q, a), (k, b))]
+            return (turned[0] * turned[1]).sum()
+
+        torch.testing.assert_close(score(a, b), score(a + shift, b + shift), atol=2e-4, rtol=0)
+        # Control: another difference gives another score.
+        assert (score(a, b) - score(a + shift, b)).abs() > 0.1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_and_expanded_inputs(dtype):
+    positions = positions_for(2, 19, True)
+    packed = torch.randn(2, 19, 3, 4, 32, dtype=dtype)
+    blhd = packed[:, :, 1].transpose(1, 2)  # (B, H, L, D), a slice of a packed projection
+    expanded = torch.randn(2, 1, 19, 32, dtype=dtype).expand(-1, 4, -1, -1)
+    columns = torch.randn(2, 4, 32, 19, dtype=dtype).transpose(-1, -2)
+    weight = torch.randn(32)
+    for x in (blhd, expanded, columns, blhd[:, :, ::2]):
+        p = positions[: x.shape[2]]
+        assert torch.equal(vk.rope_3d(x, p), vk.rope_3d(x.contiguous(), p))
+        dense = vk.qk_norm_rope(x.contiguous(), x.contiguous(), weight, weight, p)
+        assert torch.equal(vk.qk_norm_rope(x, x, weight, weight, p)[0], dense[0])
+    assert vk.rope_3d(blhd, positions).is_contiguous()
+
+
+def test_gradients_of_views_and_expanded_gradients():
+    positions, weight = positions_for(2, 19, True), torch.randn(8)
+    x = torch.randn(2, 19, 4, 8).double().transpose(1, 2).requires_grad_()
+    for function in (vk.rope_3d, lambda x, p: vk.qk_norm_rope(x, x[:, :2], weight, weight, p)[1]):
+        (summed,) = torch.autograd.grad(function(x, positions).sum(), x)  # gradient of stride 0
+        out = function(x, positions)
+        (dense,) = torch.autograd.grad(out, x, torch.ones_like(out))
+        torch.testing.assert_close(summed, dense)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_in_place_writes_only_its_own_elements(isa, interleaved):
+    positions = positions_for(2, 21, False)
+    for dtype in DTYPES:
+        buffer = torch.randn(2, 40, 3, 16, dtype=dtype)
+        before, view = buffer.clone(), buffer[:, 5:26, :, 2:12].transpose(1, 2)
+        expected = vk.rope_3d(view, positions, dims=(2, 4, 4), interleaved=interleaved)
+        out = vk.rope_3d_(view, positions, dims=(2, 4, 4), interleaved=interleaved)
+        assert out is view
+        assert torch.equal(view, expected)
+        buffer[:, 5:26, :, 2:12] = before[:, 5:26, :, 2:12]
+        assert torch.equal(buffer, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 12), (2, 0, 5, 12), (2, 3, 0, 12), (1, 1, 1, 2)])
+def test_empty_and_smallest_sizes(shape):
+    x = torch.randn(shape).requires_grad_()
+    positions = torch.zeros(shape[2], 3)
+    out = vk.rope_3d(x, positions)
+    torch.testing.assert_close(out, x)
+    a, b = vk.qk_norm_rope(x, x, None, None, positions)
+    (out.sum() + a.sum() + b.sum()).backward()
+    assert x.grad.shape == x.shape and torch.isfinite(x.grad).all()
+
+
+def test_weight_gradients_do_not_depend_on_threads():
+    x, positions = torch.randn(2, 3, 500, 64), positions_for(2, 500, True)
+    weight = torch.randn(64, requires_grad=True)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 1):
+            torch.set_num_threads(n)
+            q, k = vk.qk_norm_rope(x, x, weight, weight, positions)
+            results.append(torch.autograd.grad((q.square() * k).sum(), weight)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_position_types_agree_and_far_positions_stay_accurate():
+    x, positions = torch.randn(1, 2, 11, 64), torch.randint(0, 100000, (11, 3))
+    exact = rotated(x, positions)
+    for dtype in (torch.int64, torch.int32, torch.float32, torch.float64):
+        assert_close(vk.rope_3d(x, positions.to(dtype)), exact)
+    assert_close(vk.rope_3d(x, -positions), rotated(x, -positions))
+    many = torch.rand(3000, 3) * 100  # every coordinate is another one
+    x = torch.randn(1, 1, 3000, 12)
+    assert_close(vk.rope_3d(x, many), rotated(x, many))
+
+
+def test_operators_pass_opcheck():
+    x, positions, dims = torch.randn(2, 2, 5, 12), positions_for(2, 5, True), [4, 4, 4]
+    for grad in (False, True):
+        q = torch.randn(2, 2, 5, 12, requires_grad=grad)
+        k = torch.randn(2, 5, 1, 12).transpose(1, 2).requires_grad_(grad)
+        weight = torch.randn(12, requires_grad=grad)
+        torch.library.opcheck(torch.ops.videoar_kernels.rope_3d, (q, positions, dims, 100.0, True, False))
+        torch.library.opcheck(
+            torch.ops.videoar_kernels.qk_norm_rope,
+            (q, k, weight, weight, positions, 1e-6, dims, 100.0, False, False),
+        )
+    torch.library.opcheck(torch.ops.videoar_kernels.rope_3d_, (x, positions, dims, 100.0, True, False))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic):
+    def model(q, k, weight, positions):
+        q, k = vk.qk_norm_rope(q * 2, k, weight, None, positions)
+        return (vk.rope_3d(q, positions) * k).sum()
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for length in (5, 9):
+        q, k = (torch.randn(2, 2, length, 12, requires_grad=True) for _ in range(2))
+        weight, positions = torch.randn(12, requires_grad=True), positions_for(2, length, True)
+        inputs = [q, k, weight]
+        out, expected = compiled(*inputs, positions), model(*inputs, positions)
+        torch.testing.assert_close(out, expected)
+        grads = torch.autograd.grad(out, inputs), torch.autograd.grad(expected, inputs)
+        torch.testing.assert_close(*grads)
+
+
+def test_multiscale_positions_follow_eq_7():
+    text_len, frames, scales = 4, 3, [(1, 1), (2, 3), (5, 7)]
+    for align in ("index", "grid"):
+        expected = [(i, i, i) for i in range(text_len)]
+        for t in range(frames):
+            for height, width in scales:
+                for h in range(height):
+                    for w in range(width):
+                        y, x = (h, w) if align == "index" else (round(h * 5 / height), round(w * 7 / width))
+                        expected.append((t + text_len, y + text_len, x + text_len))
+        positions = vk.multiscale_positions(text_len, frames, scales, align)
+        assert positions.dtype == torch.int64
+        assert positions.tolist() == [list(p) for p in expected]
+    assert vk.multiscale_positions(0, 0, scales).shape == (0, 3)
+    assert vk.multiscale_positions(3, 0, scales).tolist() == [[0] * 3, [1] * 3, [2] * 3]
+
+
+def test_scales_share_coordinates_across_frames():
+    one, two = vk.multiscale_positions(2, 2, [(1, 1), (4, 4)])[2:].chunk(2)
+    assert torch.equal(two - one, torch.tensor([1, 0, 0]).expand(17, 3))
+
+
+def test_unit_positions_keep_a_tokens_place_in_any_order():
+    grid = (2, 3, 4)
+    expected = [[t, h, w] for t in range(2) for h in range(3) for w in range(4)]
+    assert vk.unit_positions(grid).tolist() == expected
+    order = torch.randperm(24)
+    shuffled = vk.unit_positions(grid, order=order, text_len=2, start=(5, 0, 0))
+    assert shuffled[:2].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert shuffled[2:].tolist() == [[expected[i][0] + 7, expected[i][1] + 2, expected[i][2] + 2] for i in order]
+
+
+def test_default_split_is_that_of_wan():
+    assert reference.rope.default_dims(128) == (44, 42, 42)
+    assert all(sum(reference.rope.default_dims(d)) == d for d in range(2, 300, 2))
+    assert math.isclose(reference.rope.rope_angles(torch.tensor([[1, 0, 0]]), (4, 0, 0))[0, 1], 0.01)
+
+
+def test_errors_name_what_was_expected():
+    x, positions, weight = torch.randn(2, 3, 5, 12), torch.zeros(5, 3), torch.ones(12)
+    cases = [
+        (ValueError, r"rope_3d: expected \(batch, heads", lambda: vk.rope_3d(x[0], positions)),
+        (ValueError, "even head_dim", lambda: vk.rope_3d(x[..., :11], positions)),
+        (ValueError, r"positions of shape \(5, 3\) or \(2, 5, 3\)", lambda: vk.rope_3d(x, positions[:4])),
+        (TypeError, "positions of one of", lambda: vk.rope_3d(x, positions.bfloat16())),
+        (TypeError, "rope_3d: expected one of", lambda: vk.rope_3d(x.int(), positions)),
+        (ValueError, "add up to 12, got", lambda: vk.rope_3d(x, positions, dims=(4, 4, 2))),
+        (ValueError, "three even dims", lambda: vk.rope_3d(x, positions, dims=(3, 5, 4))),
+        (ValueError, "no stride 0", lambda: vk.rope_3d_(x[:, :1].expand(-1, 2, -1, -1), positions)),
+        (ValueError, "needs no gradient", lambda: vk.rope_3d_(x.clone().requires_grad_(), positions)),
+        (
+            ValueError,
+            r"expected k of shape \(2, \*, 5, 12\), got \(2, 3, 4, 12\)",
+            lambda: vk.qk_norm_rope(x, x[:, :, :4], None, None, positions),
+        ),
+        (TypeError, "expected k torch.float32", lambda: vk.qk_norm_rope(x, x.half(), None, None, positions)),
+        (ValueError, "q_weight", lambda: vk.qk_norm_rope(x, x, weight[:5], None, positions)),
+        (
+            ValueError,
+            r"expected k_weight of shape \(36,\)",
+            lambda: vk.qk_norm_rope(x, x, None, weight, positions, full_width=True),
+        ),
+        (ValueError, "align", lambda: vk.multiscale_positions(1, 1, [(1, 1)], "middle")),
+        (ValueError, "at least one scale", lambda: vk.multiscale_positions(1, 1, [])),
+        (ValueError, "sizes >= 0", lambda: vk.unit_positions((1, -1, 2))),
+    ]
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
