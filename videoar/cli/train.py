@@ -1,0 +1,37 @@
+"""`videoar train tokenizer|transformer`: a YAML config with dotted overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videoar.cli.errors import readable_errors
+
+train_app = typer.Typer(
+    help="Train a model; an interrupted run goes on where its last checkpoint was.", no_args_is_help=True
+)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file; see configs/.", exists=True, dir_okay=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs such as optimizer.learning_rate=1e-3.")]
+
+
+@train_app.command()
+def tokenizer(config: Config, overrides: Overrides = None) -> None:
+    """Train the causal 3D multi-scale tokenizer."""
+    from videoar.training.config import load_config
+    from videoar.training.tokenizer import TokenizerTraining, train
+
+    with readable_errors():
+        train(load_config(config, overrides or [], TokenizerTraining))
+
+
+@train_app.command()
+def transformer(config: Config, overrides: Overrides = None) -> None:
+    """Train the next-scale transformer on a trained tokenizer."""
+    from videoar.training.config import load_config
+    from videoar.training.transformer import TransformerTraining, train
+
+    with readable_errors():
+        train(load_config(config, overrides or [], TransformerTraining))
