@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "Tensor lse, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, Tensor? key_ranges, float scale) "
       "-> (Tensor, Tensor, Tensor)");
 
-  // bits
+  // bits; floats come before packed bits in every result: torch.library.opcheck cannot sum them the other way
   m.def("bsq_quantize(Tensor x) -> (Tensor, Tensor)");
   m.def("pack_bits(Tensor ones) -> Tensor");
   m.def("unpack_bits(Tensor bits, SymInt dim) -> Tensor");

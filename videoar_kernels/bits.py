@@ -72,7 +72,8 @@ def bsq_quantize(x: Tensor) -> BSQ:
     Source: VideoAR (paper S), Sec. 4.1; BSQ, Eq. 3.
     """
     check_float("bsq_quantize", "x", x)
-    return BSQ(*ops.bsq_quantize(x))
+    code, bits = ops.bsq_quantize(x)
+    return BSQ(bits, code)
 
 
 def pack_bits(bits: Tensor) -> Tensor:
@@ -189,7 +190,8 @@ def sample_bits(
         guidance = 1.0
     uncond = None if uncond is None else uncond.detach()
     seed, offset = signed64(seed), signed64(offset)
-    return SampledBits(*ops.sample_bits(logits.detach(), uncond, guidance, token_guidance, temperature, seed, offset))
+    code, bits = ops.sample_bits(logits.detach(), uncond, guidance, token_guidance, temperature, seed, offset)
+    return SampledBits(bits, code)
 
 
 def bit_cross_entropy(
@@ -234,7 +236,11 @@ def bit_cross_entropy(
     return BitLoss(*ops.bit_cross_entropy(logits, bits, weight, scale_ids, num_scales)[:4])
 
 
-def _quantize_gradient(ctx, grad_bits, grad_code):
+def _save_quantize(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+
+
+def _quantize_gradient(ctx, grad_code, grad_bits):
     return grad_code
 
 
@@ -250,7 +256,7 @@ def _entropy_gradient(ctx, grad_loss, grad_per_scale, *unused):
     return grad, None, None, None, None
 
 
-torch.library.register_autograd("videoar_kernels::bsq_quantize", _quantize_gradient)
+torch.library.register_autograd("videoar_kernels::bsq_quantize", _quantize_gradient, setup_context=_save_quantize)
 torch.library.register_autograd("videoar_kernels::bit_cross_entropy", _entropy_gradient, setup_context=_save_entropy)
 
 
@@ -260,7 +266,7 @@ def _packed_like(x: Tensor) -> Tensor:
 
 @torch.library.register_fake("videoar_kernels::bsq_quantize")
 def _(x):
-    return _packed_like(x), x.new_empty(x.shape)
+    return x.new_empty(x.shape), _packed_like(x)
 
 
 @torch.library.register_fake("videoar_kernels::pack_bits")
@@ -285,7 +291,7 @@ def _(bits, p, token_p, dim, seed, offset):
 
 @torch.library.register_fake("videoar_kernels::sample_bits")
 def _(logits, uncond, guidance, token_guidance, temperature, seed, offset):
-    return _packed_like(logits), logits.new_empty(logits.shape)
+    return logits.new_empty(logits.shape), _packed_like(logits)
 
 
 @torch.library.register_fake("videoar_kernels::bit_cross_entropy")
@@ -307,9 +313,9 @@ def _reference_flip(bits, p, token_p, dim, seed, offset):
 
 def _reference_sample(logits, uncond, guidance, token_guidance, temperature, seed, offset):
     guidance = guidance if token_guidance is None else token_guidance
-    return reference.bits.sample_bits(
-        logits, uncond=uncond, guidance=guidance, temperature=temperature, seed=seed, offset=offset
-    )
+    options = {"guidance": guidance, "temperature": temperature, "seed": seed, "offset": offset}
+    bits, code = reference.bits.sample_bits(logits, uncond=uncond, **options)
+    return code, bits
 
 
 def _reference_entropy(logits, bits, weight, scale_ids, num_scales):
@@ -329,7 +335,7 @@ def _reference_entropy_backward(grad_loss, grad_per_scale, logits, bits, weight,
         return torch.autograd.grad(outputs, x, grads)[0]
 
 
-register_fallback("bsq_quantize", lambda x: tuple(reference.bits.bsq_quantize(x)))
+register_fallback("bsq_quantize", lambda x: tuple(reference.bits.bsq_quantize(x))[::-1])
 register_fallback("pack_bits", reference.bits.pack_bits)
 register_fallback("unpack_bits", reference.bits.unpack_bits)
 register_fallback("bits_to_code", reference.bits.bits_to_code)

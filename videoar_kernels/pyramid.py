@@ -85,7 +85,8 @@ def pyramid_encode(
             raise ValueError(
                 f"pyramid_encode: expected flip_p broadcastable to {shape}, got {tuple(flip_p.shape)}"
             ) from None
-    return Pyramid(*ops.pyramid_encode(z, flat, flip_p, signed64(seed or 0), signed64(offset), inherit))
+    total, inputs, labels = ops.pyramid_encode(z, flat, flip_p, signed64(seed or 0), signed64(offset), inherit)
+    return Pyramid(labels, inputs, total)
 
 
 def pyramid_decode(
@@ -174,10 +175,10 @@ def pyramid_step(total: Tensor, bits: Tensor, scale: Scale, next_scale: Scale | 
 
 def _save_encode(ctx, inputs, output):
     ctx.scales = inputs[1]
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _encode_gradient(ctx, grad_labels, grad_inputs, grad_total):
+def _encode_gradient(ctx, grad_total, grad_inputs, grad_labels):
     return ops.pyramid_encode_backward(grad_total, ctx.scales), None, None, None, None, None
 
 
@@ -205,7 +206,7 @@ def _tokens(flat: Sequence[int]) -> int:
 def _(z, scales, flip_p, seed, offset, inherit):
     tokens = (*z.shape[:2], _tokens(scales))
     labels = z.new_empty((*tokens, (z.shape[-1] + 7) // 8), dtype=torch.uint8)
-    return labels, z.new_empty((*tokens, z.shape[-1])), z.new_empty(z.shape)
+    return z.new_empty(z.shape), z.new_empty((*tokens, z.shape[-1])), labels
 
 
 @torch.library.register_fake("videoar_kernels::pyramid_encode_backward")
@@ -235,9 +236,9 @@ def _(total, bits, scales):
 
 
 def _reference_encode(z, scales, flip_p, seed, offset, inherit):
-    return tuple(
-        reference.pyramid.pyramid_encode(z, _pairs(scales), flip_p=flip_p, seed=seed, offset=offset, inherit=inherit)
-    )
+    options = {"flip_p": flip_p, "seed": seed, "offset": offset, "inherit": inherit}
+    labels, inputs, total = reference.pyramid.pyramid_encode(z, _pairs(scales), **options)
+    return total, inputs, labels
 
 
 def _reference_encode_backward(grad_total, scales):

@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> bsq_quantize(const Tensor& x) {
   Tensor code = empty_dense(x, sizes_of(x));
   bits_kernels().quantize({in.tensor.const_data_ptr(), mutable_bytes(bits), code.mutable_data_ptr(), in.rows, in.width,
                            in.stride, dtype_of(x)});
-  return {bits, code};
+  return {code, bits};
 }
 
 Tensor pack_bits(const Tensor& ones) {
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tenso
   bits_kernels().sample({in.tensor.const_data_ptr(), uncond.has_value() ? base.tensor.const_data_ptr() : nullptr,
                          row_guidance, mutable_bytes(bits), code.mutable_data_ptr(), guidance, temperature, in.rows,
                          in.width, in.stride, base.stride, uint64_t(seed), uint64_t(offset), dtype_of(logits)});
-  return {bits, code};
+  return {code, bits};
 }
 
 struct ScaleIds {

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> pyramid_encode(const Tensor& z, Scales scales
   pyramid_kernels().encode({s, planes_of(dense), p, uint64_t(seed), uint64_t(offset), inherit,
                             static_cast<uint8_t*>(labels.mutable_data_ptr()), inputs.mutable_data_ptr(),
                             total.mutable_data_ptr()});
-  return {labels, inputs, total};
+  return {total, inputs, labels};
 }
 
 Tensor pyramid_encode_backward(const Tensor& grad_total, Scales scales) {
