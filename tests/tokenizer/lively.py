@@ -33,7 +33,17 @@ THIRDS = TokenizerConfig(
     blocks=1,
     time_kernels=((3, 1), (2, 4)),
 )
-CONFIGS = {"folded": FOLDED, "plain": PLAIN, "thirds": THIRDS}
+SHUFFLED = TokenizerConfig(
+    bits=9,
+    scales=((1, 1), (2, 2)),
+    patch=(1, 2),
+    channels=(6, 8, 8),
+    strides=((2, 2), (2, 2)),
+    blocks=1,
+    time_kernels=((1, 1), (3, 1), (3, 1)),
+    shuffle=True,
+)
+CONFIGS = {"folded": FOLDED, "plain": PLAIN, "thirds": THIRDS, "shuffled": SHUFFLED}
 
 
 def lively(config: TokenizerConfig, dtype: torch.dtype = torch.float32) -> VideoTokenizer:

@@ -25,7 +25,7 @@ def sprite_video():
 
 
 def test_pixels_that_depart_from_their_surroundings_or_change_count_more():
-    weight = pixel_weight(sprite_video(), contrast=8, motion=4)
+    weight = pixel_weight(sprite_video(), contrast=8, edge=0, motion=4)
     assert weight.shape == (2, 1, 4, 32, 32)
     torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.ones(2))
     assert weight[0, 0, 0, 12, 12] > 3 * weight[0, 0, 0, 1, 30]
@@ -33,12 +33,12 @@ def test_pixels_that_depart_from_their_surroundings_or_change_count_more():
 
 
 def test_without_contrast_and_motion_all_pixels_count_alike():
-    assert torch.equal(pixel_weight(sprite_video(), contrast=0, motion=0), torch.ones(2, 1, 4, 32, 32))
+    assert torch.equal(pixel_weight(sprite_video(), contrast=0, edge=0, motion=0), torch.ones(2, 1, 4, 32, 32))
 
 
 def test_a_perfect_reconstruction_costs_nothing():
     video = sprite_video()
-    weight = pixel_weight(video, contrast=8, motion=4)
+    weight = pixel_weight(video, contrast=8, edge=0, motion=4)
     assert reconstruction_loss(video, video, weight, squared=0.5) == 0
     assert reconstruction_loss(video + 0.1, video, weight, squared=0.5) > 0
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from videoar.data.pixels import from_uint8, to_uint8
 from videoar.data.sprites import SpriteConfig, measure_batch, sample_batch
-from videoar.tokenizer.losses import binary_entropy
+from videoar.evaluation.bit_entropy import BitEntropy, bit_entropy
 from videoar.tokenizer.model import VideoTokenizer
-from videoar_kernels.reference.bits import unpack_bits
 
 ATTRIBUTES = ("colour", "shape", "direction", "speed")
 
@@ -31,8 +29,7 @@ class TokenizerReport(NamedTuple):
     psnr: float
     foreground_psnr: float
     attributes: list[dict[str, float]]
-    entropy: list[float]
-    lowest_entropy: list[float]
+    entropy: BitEntropy
 
 
 @torch.no_grad()
@@ -51,14 +48,12 @@ def evaluate_tokenizer(
     scales = tokenizer.config.scales
     right = [dict.fromkeys(ATTRIBUTES, 0) for _ in scales]
     squared, foreground, area, pixels = 0.0, 0.0, 0.0, 0
-    ones, count = [], 0
+    labels = []
     for first in range(0, clips, batch):
         size = min(batch, clips - first)
         truth = sample_batch(size, seed, first, split=split, config=SpriteConfig())
         bits = tokenizer.tokenize(from_uint8(truth.video))
-        plain = unpack_bits(bits, tokenizer.config.bits).double()  # (B, T, N, d)
-        ones.append(torch.stack([part.mean((0, 2)) * size for part in _by_scale(plain, scales)]))
-        count += size
+        labels.append(bits)
         for kept in range(1, len(scales) + 1):
             video = to_uint8(tokenizer.detokenize(bits, keep=kept))
             for seen, wanted in zip(measure_batch(video), truth.attributes, strict=True):
@@ -69,19 +64,13 @@ def evaluate_tokenizer(
         pixels += error.numel()
         foreground += (error * truth.mask).sum().item()
         area += truth.mask.sum().item()
-    entropy = binary_entropy(torch.stack(ones).sum(0) / count) / torch.log(torch.tensor(2.0))  # (K, T, d)
     return TokenizerReport(
         clips=clips,
         psnr=_decibel(squared / pixels),
         foreground_psnr=_decibel(foreground / area),
         attributes=[{name: value / clips for name, value in found.items()} for found in right],
-        entropy=entropy.mean((1, 2)).tolist(),
-        lowest_entropy=entropy.mean(2).amin(1).tolist(),
+        entropy=bit_entropy(torch.cat(labels), scales, tokenizer.config.bits),
     )
-
-
-def _by_scale(x: Tensor, scales: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
-    return x.split([height * width for height, width in scales], 2)
 
 
 def _decibel(mean_square: float) -> float:

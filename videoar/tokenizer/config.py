@@ -23,6 +23,8 @@ class TokenizerConfig:
         blocks: residual blocks per encoder level; the decoder has one more in each.
         time_kernels: temporal extent of the two convolutions of a block, one pair per level.
         time_padding: what precedes the first frame: `"replicate"` repeats it, `"zero"` is black (after the norm).
+        shuffle: change size by folding into channels, with a shortcut (DC-AE), instead of strided convolution and
+            nearest upsampling: cheaper, and far easier to train when small.
         image_channels: colour channels.
     """
 
@@ -34,6 +36,7 @@ class TokenizerConfig:
     blocks: int = 2
     time_kernels: tuple[tuple[int, int], ...] = ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3))
     time_padding: str = "replicate"
+    shuffle: bool = False
     image_channels: int = 3
 
     def __post_init__(self) -> None:

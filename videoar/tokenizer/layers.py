@@ -150,6 +150,43 @@ class Upsample(nn.Module):
         return self.conv(channels_last(x), tails)
 
 
+class ShuffleDownsample(nn.Module):
+    """Strided convolution beside a shortcut without weights: squares and frames into channels, channels averaged.
+
+    Source: DC-AE's residual autoencoding (Chen et al., 2024), causal in time.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], padding: str) -> None:
+        super().__init__()
+        _check_groups(inputs * stride[0] * stride[1] ** 2, outputs)
+        self.stride, self.padding, self.outputs = stride, padding, outputs
+        self.conv = CausalConv3d(inputs, outputs, (2 * stride[0] - 1, 3), stride=stride, padding=padding)
+
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+        shortcut = patchify(x, self.stride, tails, self.padding)
+        return self.conv(x, tails) + shortcut.unflatten(1, (self.outputs, -1)).mean(2)
+
+
+class ShuffleUpsample(nn.Module):
+    """Channels into squares and frames after a pointwise convolution, beside a shortcut that repeats channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], padding: str) -> None:
+        super().__init__()
+        unfolded = outputs * stride[0] * stride[1] ** 2
+        _check_groups(unfolded, inputs)
+        self.stride, self.repeats = stride, unfolded // inputs
+        self.conv = CausalConv3d(inputs, unfolded, (1, 1), padding=padding)
+
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+        x = self.conv(x, tails) + x.repeat_interleave(self.repeats, 1)
+        return channels_last(unpatchify(x, self.stride, tails))
+
+
+def _check_groups(folded: int, channels: int) -> None:
+    if folded % channels:
+        raise ValueError(f"shuffle resampling: expected {folded} folded channels to be a multiple of {channels}")
+
+
 def patchify(x: Tensor, patch: tuple[int, int], tails: Tails, padding: str) -> Tensor:
     """Folds groups of frames and squares of pixels into channels: (B, C, T, H, W) -> (B, C t s s, T / t, H / s, W / s).
 

@@ -19,6 +19,7 @@ class LossConfig:
         reconstruction: weight of the pixel loss.
         squared: share of the squared error in it; the rest is the absolute error.
         contrast: extra weight of a pixel that departs from its smooth surroundings.
+        edge: the same, from its nearest surroundings.
         motion: extra weight of a pixel that changes between frames.
         commitment: weight of the distance from the latent to its quantized sum.
         entropy: weight of the bit entropy terms.
@@ -28,34 +29,42 @@ class LossConfig:
     reconstruction: float = 1.0
     squared: float = 0.5
     contrast: float = 8.0
+    edge: float = 0.0
     motion: float = 4.0
     commitment: float = 0.05
     entropy: float = 0.02
     sharpness: float = 4.0
 
 
-def pixel_weight(video: Tensor, *, contrast: float, motion: float, cell: int = 8) -> Tensor:
+def pixel_weight(video: Tensor, *, contrast: float, edge: float, motion: float) -> Tensor:
     """How much each pixel counts: 1 on a smooth still background, more where the picture departs from it.
 
     Args:
         video: (B, 3, T, H, W) in [-1, 1].
-        contrast: weight of the distance to the surroundings' mean.
+        contrast: weight of the distance to the mean of the surroundings, 24 pixels wide.
+        edge: weight of the distance to the mean of the nearest surroundings, 6 pixels wide.
         motion: weight of the change since the frame before.
-        cell: pixels; the surroundings are three cells wide and high.
 
     Returns:
         (B, 1, T, H, W), with mean 1 over each clip.
     """
+    change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1)
+    change = F.pad(change, (0, 0, 0, 0, 1, 0))  # (B, T, H, W)
+    weight = 1 + motion * change.clamp(max=1)
+    for cell, strength in ((8, contrast), (2, edge)):
+        if strength:
+            weight = weight + strength * _departure(video, cell).clamp(max=1)
+    return (weight / weight.mean((1, 2, 3), keepdim=True)).unsqueeze(1)
+
+
+def _departure(video: Tensor, cell: int) -> Tensor:
+    """Largest distance of a pixel's colours to the mean of 3 x 3 cells around it: (B, T, H, W)."""
     flat = video.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
     height, width = flat.shape[-2:]
     smooth = F.adaptive_avg_pool2d(flat, (-(-height // cell), -(-width // cell)))
     smooth = F.avg_pool2d(smooth, 3, 1, 1, count_include_pad=False)  # over few cells: over pixels it is slow
     smooth = F.interpolate(smooth, (height, width), mode="bilinear")
-    departure = (flat - smooth).abs().amax(1).unflatten(0, (video.shape[0], -1))  # (B, T, H, W)
-    change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1)
-    change = F.pad(change, (0, 0, 0, 0, 1, 0))
-    weight = 1 + contrast * departure.clamp(max=1) + motion * change.clamp(max=1)
-    return (weight / weight.mean((1, 2, 3), keepdim=True)).unsqueeze(1)
+    return (flat - smooth).abs().amax(1).unflatten(0, (video.shape[0], -1))
 
 
 def reconstruction_loss(output: Tensor, video: Tensor, weight: Tensor, *, squared: float) -> Tensor:
@@ -102,7 +111,7 @@ def tokenizer_loss(
     output: Tensor, video: Tensor, z: Tensor, quantized: Quantized, scales: Scales, config: LossConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective and its unweighted terms by name."""
-    weight = pixel_weight(video, contrast=config.contrast, motion=config.motion)
+    weight = pixel_weight(video, contrast=config.contrast, edge=config.edge, motion=config.motion)
     terms = {
         "reconstruction": reconstruction_loss(output, video, weight, squared=config.squared),
         "commitment": commitment_loss(z, quantized.full),

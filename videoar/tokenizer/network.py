@@ -11,6 +11,8 @@ from videoar.tokenizer.layers import (
     Downsample,
     FrameNorm,
     ResidualBlock,
+    ShuffleDownsample,
+    ShuffleUpsample,
     Tails,
     Upsample,
     channels_last,
@@ -32,7 +34,8 @@ class Encoder(nn.Module):
             layers = [ResidualBlock(width, config.time_kernels[level], self.padding) for _ in range(config.blocks)]
             if level < len(config.strides):
                 following = config.channels[level + 1]
-                layers.append(Downsample(width, following, config.strides[level], self.padding))
+                down = ShuffleDownsample if config.shuffle else Downsample
+                layers.append(down(width, following, config.strides[level], self.padding))
             self.levels.append(nn.ModuleList(layers))
         self.norm_out = FrameNorm(config.channels[-1])
         self.conv_out = CausalConv3d(config.channels[-1], config.bits, (1, 3))
@@ -60,7 +63,8 @@ class Decoder(nn.Module):
             time = config.time_kernels[level]
             layers = [ResidualBlock(width, time, padding) for _ in range(config.blocks + 1)]
             if level > 0:
-                layers.append(Upsample(width, config.channels[level - 1], config.strides[level - 1], padding))
+                up = ShuffleUpsample if config.shuffle else Upsample
+                layers.append(up(width, config.channels[level - 1], config.strides[level - 1], padding))
             self.levels.append(nn.ModuleList(layers))
         self.norm_out = FrameNorm(config.channels[0])
         self.conv_out = CausalConv3d(config.channels[0], folded, (1, 3))

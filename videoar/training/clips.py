@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from videoar.data.folder import VideoFolder
 from videoar.data.pixels import from_uint8
 from videoar.data.sprites import SpriteConfig, sample_batch
 
@@ -40,9 +42,12 @@ def clip_batches(
     config: ClipsConfig, batch: int, seed: int, *, rank: int = 0, world: int = 1
 ) -> Callable[[int], Tensor]:
     """A function from step number to this process's batch of videos (B, 3, T, H, W) in [-1, 1]."""
-    sprites = SpriteConfig(frames=config.frames, size=config.size)
+    if config.kind == "folder":
+        source = VideoFolder(config.path, frames=config.frames, size=config.size, fps=config.rate).sample_batch
+    else:
+        source = partial(sample_batch, config=SpriteConfig(frames=config.frames, size=config.size))
 
     def draw(step: int) -> Tensor:
-        return from_uint8(sample_batch(batch, seed, (step * world + rank) * batch, config=sprites).video)
+        return from_uint8(source(batch, seed, (step * world + rank) * batch).video)
 
     return draw

@@ -160,7 +160,7 @@ def _averaged(average: WeightAverage, config: TokenizerRun) -> VideoTokenizer:
 def _measure(average: WeightAverage, config: TokenizerRun) -> dict[str, float]:
     report = evaluate_tokenizer(_averaged(average, config).cpu(), clips=config.evaluation_clips)
     metrics = {"psnr": report.psnr, "foreground_psnr": report.foreground_psnr}
-    for scale, (found, bits) in enumerate(zip(report.attributes, report.lowest_entropy, strict=True), start=1):
+    for scale, (found, bits) in enumerate(zip(report.attributes, report.entropy.lowest_frame, strict=True), start=1):
         metrics.update({f"{name}_from_{scale}": share for name, share in found.items() if name != "speed"})
         metrics[f"entropy_{scale}"] = bits
     return metrics
