@@ -1,16 +1,16 @@
 #include "../cpu/kv_cache.h"
 
-#include <cmath>
-
-#include "tensors.h"
+#include "positions.h"
 
 namespace videoar {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 512;
+RopeStrides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
 
-void copy_strides(const Tensor& t, int64_t* strides) {
-  for (int64_t i = 0; i < 3; ++i) strides[i] = t.stride(i);
+void check_like(const Tensor& t, const RopeSizes& size, int64_t length, DType dtype) {
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == size.batch && t.size(1) == size.heads && t.size(2) == length &&
+                      t.size(3) == size.dim && dtype_of(t) == dtype,
+                  "kv_cache_append: blocks or caches differ in shape or dtype");
 }
 
 void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches,
@@ -18,77 +18,47 @@ void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tens
                      std::optional<Tensor> positions, int64_t start, int64_t sink, double eps,
                      std::vector<int64_t> dims, double theta, bool interleaved) {
   const size_t count = ks.size();
-  STD_TORCH_CHECK(count > 0 && k_caches.size() == count && v_caches.size() == count && vs.size() == count,
-                  "kv_cache_append: expected as many caches as blocks");
-  STD_TORCH_CHECK(k_weights.empty() || k_weights.size() == count,
-                  "kv_cache_append: expected a weight per block or none");
-
+  STD_TORCH_CHECK(count > 0 && k_caches.size() == count && v_caches.size() == count && vs.size() == count &&
+                      (k_weights.empty() || k_weights.size() == count) && ks[0].dim() == 4 && k_caches[0].dim() == 4,
+                  "kv_cache_append: expected as many caches, and weights if any, as blocks");
   KvAppendParams p{};
-  p.batch = ks[0].size(0), p.heads = ks[0].size(1), p.length = ks[0].size(2), p.head_dim = ks[0].size(3);
+  p.size = {ks[0].size(0), ks[0].size(1), ks[0].size(2), ks[0].size(3)};
   p.capacity = k_caches[0].size(2), p.start = start, p.sink = sink;
   p.eps = eps, p.interleaved = interleaved, p.dtype = dtype_of(ks[0]);
-  STD_TORCH_CHECK(p.head_dim <= kMaxHeadDim, "kv_cache_append: head_dim above 512");
-  STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.length <= p.capacity && (sink < p.capacity || start + p.length <= sink),
+  STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
+                      (sink < p.capacity || start + p.size.length <= p.capacity),
                   "kv_cache_append: the block does not fit");
 
   const ScalarType wide = p.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  std::vector<Tensor> held;  // keeps dense copies alive
-  std::vector<KvLayer> layers(count);
+  std::vector<Tensor> held;  // dense copies live until the kernel is done
+  std::vector<KvLayer> layers;
   for (size_t i = 0; i < count; ++i) {
     const Tensor k = dense_rows(ks[i]), v = dense_rows(vs[i]);
     const Tensor &k_cache = k_caches[i], &v_cache = v_caches[i];
-    for (const Tensor* t : {&v, &k_cache, &v_cache}) {
-      STD_TORCH_CHECK(t->dim() == 4 && t->size(0) == p.batch && t->size(1) == p.heads && t->size(3) == p.head_dim &&
-                          dtype_of(*t) == p.dtype,
-                      "kv_cache_append: blocks and caches differ in shape or dtype");
-    }
-    STD_TORCH_CHECK(dtype_of(k) == p.dtype && k.size(2) == p.length && v.size(2) == p.length &&
-                        k_cache.size(2) == p.capacity && v_cache.size(2) == p.capacity,
-                    "kv_cache_append: blocks or caches differ in length or dtype");
-    STD_TORCH_CHECK(p.head_dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
+    check_like(k, p.size, p.size.length, p.dtype), check_like(v, p.size, p.size.length, p.dtype);
+    check_like(k_cache, p.size, p.capacity, p.dtype), check_like(v_cache, p.size, p.capacity, p.dtype);
+    STD_TORCH_CHECK(p.size.dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
                     "kv_cache_append: the caches' last dimension must be contiguous");
-    KvLayer& layer = layers[i];
-    layer = {k.const_data_ptr(),
-             v.const_data_ptr(),
-             k_cache.mutable_data_ptr(),
-             v_cache.mutable_data_ptr(),
-             nullptr,
-             {},
-             {},
-             {},
-             {}};
-    copy_strides(k, layer.k_strides), copy_strides(v, layer.v_strides);
-    copy_strides(k_cache, layer.k_cache_strides), copy_strides(v_cache, layer.v_cache_strides);
+    const void* weight = nullptr;
+    if (!k_weights.empty()) {
+      STD_TORCH_CHECK(k_weights[i].numel() == p.size.dim, "kv_cache_append: expected weights of head_dim elements");
+      held.push_back(torch::stable::contiguous(torch::stable::to(k_weights[i], wide)));
+      weight = held.back().const_data_ptr();
+    }
+    layers.push_back({k.const_data_ptr(), v.const_data_ptr(), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
+                      weight, strides_of(k), strides_of(v), strides_of(k_cache), strides_of(v_cache)});
     held.push_back(k), held.push_back(v);
-    if (k_weights.empty()) continue;
-    const Tensor weight = torch::stable::contiguous(torch::stable::to(k_weights[i], wide));
-    STD_TORCH_CHECK(weight.numel() == p.head_dim, "kv_cache_append: expected a weight of head_dim elements");
-    layer.k_weight = weight.const_data_ptr();
-    held.push_back(weight);
   }
   p.layers = layers.data(), p.layer_count = int64_t(count);
 
-  std::vector<double> frequencies;
-  std::vector<int32_t> axes;
-  if (positions) {
-    const Tensor dense = torch::stable::contiguous(*positions);
-    STD_TORCH_CHECK(dense.scalar_type() == ScalarType::Long && dense.size(dense.dim() - 1) == 3 &&
-                        dense.size(dense.dim() - 2) == p.length && (dense.dim() == 2 || dense.size(0) == p.batch),
-                    "kv_cache_append: expected int64 positions (L, 3) or (B, L, 3)");
-    STD_TORCH_CHECK(dims.size() == 3 && dims[0] + dims[1] + dims[2] == p.head_dim && p.head_dim % 2 == 0,
-                    "kv_cache_append: expected three dims that sum to head_dim");
-    for (int32_t axis = 0; axis < 3; ++axis) {
-      for (int64_t i = 0; i < dims[axis]; i += 2) {
-        frequencies.push_back(std::pow(theta, -double(i) / double(dims[axis])));
-        axes.push_back(axis);
-      }
-    }
-    p.positions = static_cast<const int64_t*>(dense.const_data_ptr());
-    p.position_batch_stride = dense.dim() == 3 ? p.length * 3 : 0;
-    held.push_back(dense);
-  }
-  p.frequencies = frequencies.data(), p.axes = axes.data();
-  if (p.batch * p.heads * p.length * p.head_dim > 0) kv_cache_kernels().append(p);
+  if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;
+  if (!positions) return kv_cache_kernels().append(p);
+  const RopeOptions options(dims, theta, interleaved, false);
+  STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == p.size.dim, "kv_cache_append: dims do not add up");
+  with_table(*positions, p.size, p.dtype, options, [&](const RopeTableView& table) {
+    p.table = table;
+    kv_cache_kernels().append(p);
+  });
 }
 
 }  // namespace

@@ -1,24 +1,7 @@
-#include "../rope_table.h"
-
-#include "tensors.h"
+#include "positions.h"
 
 namespace videoar {
 namespace {
-
-struct RopeOptions {
-  int64_t dims[3];
-  double theta;
-  bool interleaved, inverse;
-
-  RopeOptions(const std::vector<int64_t>& d, double theta, bool interleaved, bool inverse)
-      : theta(theta), interleaved(interleaved), inverse(inverse) {
-    STD_TORCH_CHECK(d.size() == 3, "rope: expected three dims");
-    for (int i = 0; i < 3; ++i) {
-      STD_TORCH_CHECK(d[size_t(i)] >= 0 && d[size_t(i)] % 2 == 0, "rope: expected even dims");
-      dims[i] = d[size_t(i)];
-    }
-  }
-};
 
 RopeSizes rope_sizes(const Tensor& x, const RopeOptions& options) {
   STD_TORCH_CHECK(x.dim() == 4, "rope: expected x (batch, heads, length, dim)");
@@ -27,36 +10,6 @@ RopeSizes rope_sizes(const Tensor& x, const RopeOptions& options) {
 }
 
 RopeStrides rope_strides(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
-
-template <class A>
-RopeTable<A> table_of(const Tensor& positions, const RopeOptions& o) {
-  const int64_t tokens = positions.numel() / 3;
-  const void* data = positions.const_data_ptr();
-  const auto build = [&](auto* typed) {
-    return RopeTable<A>(typed, tokens, o.dims, o.theta, o.interleaved, o.inverse);
-  };
-  switch (positions.scalar_type()) {
-    case ScalarType::Long: return build((const int64_t*)data);
-    case ScalarType::Int: return build((const int32_t*)data);
-    case ScalarType::Float: return build((const float*)data);
-    case ScalarType::Double: return build((const double*)data);
-    default: STD_TORCH_CHECK(false, "rope: expected positions of int64, int32, float32 or float64");
-  }
-}
-
-// f(view) with the table of `positions` (L, 3) or (B, L, 3) in the accumulator type of `dtype`.
-template <class F>
-void with_table(const Tensor& positions, const RopeSizes& size, DType dtype, const RopeOptions& options, const F& f) {
-  const bool shared = positions.dim() == 2;
-  STD_TORCH_CHECK(positions.numel() == (shared ? 1 : size.batch) * size.length * 3, "rope: wrong number of positions");
-  const Tensor dense = torch::stable::contiguous(positions);
-  const int64_t batch_stride = shared ? 0 : size.length;
-  if (dtype == DType::f64) {
-    f(table_of<double>(dense, options).view(batch_stride));
-  } else {
-    f(table_of<float>(dense, options).view(batch_stride));
-  }
-}
 
 void rotate_into(const Tensor& x, const Tensor& out, const Tensor& positions, const RopeOptions& options) {
   const RopeSizes size = rope_sizes(x, options);
@@ -99,19 +52,26 @@ std::tuple<Tensor, Tensor> qk_norm_rope(const Tensor& q, const Tensor& k, const 
     for (int i = 0; i < 2; ++i) {
       const Tensor& x = inputs[i];
       check_weight(x, weights[i], full_width);
-      const RopeParams rope = {x.const_data_ptr(), outs[i].mutable_data_ptr(), rope_sizes(x, options),
-                               rope_strides(x),    rope_strides(outs[i]),      table,
-                               interleaved,        dtype_of(x)};
+      const RopeParams rope = {x.const_data_ptr(),
+                               outs[i].mutable_data_ptr(),
+                               rope_sizes(x, options),
+                               rope_strides(x),
+                               rope_strides(outs[i]),
+                               table,
+                               interleaved,
+                               dtype_of(x)};
       rope_kernels().norm_rope({rope, weights[i].const_data_ptr(), eps, full_width});
     }
   });
   return {outs[0], outs[1]};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
-    const Tensor& grad_q, const Tensor& grad_k, const Tensor& q, const Tensor& k, const Tensor& q_weight,
-    const Tensor& k_weight, const Tensor& positions, double eps, std::vector<int64_t> dims, double theta,
-    bool interleaved, bool full_width) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(const Tensor& grad_q, const Tensor& grad_k,
+                                                                 const Tensor& q, const Tensor& k,
+                                                                 const Tensor& q_weight, const Tensor& k_weight,
+                                                                 const Tensor& positions, double eps,
+                                                                 std::vector<int64_t> dims, double theta,
+                                                                 bool interleaved, bool full_width) {
   const RopeOptions options(dims, theta, interleaved, true);
   Tensor grads[2] = {empty_dense(q, sizes_of(q)), empty_dense(k, sizes_of(k))};
   Tensor weight_grads[2] = {empty_dense(q_weight, sizes_of(q_weight)), empty_dense(k_weight, sizes_of(k_weight))};
@@ -124,11 +84,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
       check_weight(x, weights[i], full_width);
       const RopeSizes size = rope_sizes(x, options);
       const Tensor partial = empty_dense(weights[i], {rope_chunks(size.batch, size.length), weights[i].numel()});
-      rope_kernels().norm_rope_backward({grad_outs[i].const_data_ptr(), x.const_data_ptr(),
-                                         weights[i].const_data_ptr(), grads[i].mutable_data_ptr(),
-                                         weight_grads[i].mutable_data_ptr(), partial.mutable_data_ptr(), size,
-                                         rope_strides(grad_outs[i]), rope_strides(x), rope_strides(grads[i]), table,
-                                         eps, full_width, interleaved, dtype_of(x)});
+      rope_kernels().norm_rope_backward({grad_outs[i].const_data_ptr(), x.const_data_ptr(), weights[i].const_data_ptr(),
+                                         grads[i].mutable_data_ptr(), weight_grads[i].mutable_data_ptr(),
+                                         partial.mutable_data_ptr(), size, rope_strides(grad_outs[i]), rope_strides(x),
+                                         rope_strides(grads[i]), table, eps, full_width, interleaved, dtype_of(x)});
     }
   });
   return {grads[0], grads[1], weight_grads[0], weight_grads[1]};

@@ -5,29 +5,27 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "rope.h"
 
 namespace videoar {
 
-// One layer: a block (batch, heads, length, head_dim) and the cache (batch, heads, capacity, head_dim) it goes to.
-// Strides in elements, of batch, head and token.
+// One layer: a block (batch, heads, length, dim) and the cache (batch, heads, capacity, dim) it goes to.
 struct KvLayer {
   const void* k;
   const void* v;
   void* k_cache;
   void* v_cache;
-  const void* k_weight;  // (head_dim,), float (double for double blocks); null: no norm
-  int64_t k_strides[3], v_strides[3], k_cache_strides[3], v_cache_strides[3];
+  const void* weight;  // (dim,), accumulator type; null: no norm
+  RopeStrides k_stride, v_stride, k_cache_stride, v_cache_stride;
 };
 
 struct KvAppendParams {
   const KvLayer* layers;
   int64_t layer_count;
-  const int64_t* positions;       // (batch or 1, length, 3); null: no rotation
-  int64_t position_batch_stride;  // 0 where all samples share them
-  const double* frequencies;      // (head_dim / 2), of each pair
-  const int32_t* axes;            // (head_dim / 2), the axis each pair follows
-  int64_t batch, heads, length, head_dim, capacity;
-  int64_t start, sink;  // token i goes to slot i inside the sink, around the ring after it
+  RopeSizes size;
+  RopeTableView table;  // index is null where keys are not rotated
+  int64_t capacity;
+  int64_t start, sink;  // the first token's number since the reset, and how many slots are pinned
   double eps;
   bool interleaved;
   DType dtype;
@@ -39,8 +37,8 @@ struct KvCacheKernels {
 
 VIDEOAR_DECLARE_KERNELS(KvCacheKernels, kv_cache_kernels)
 
-// Where token i since the reset lies.
-inline int64_t kv_slot(int64_t i, int64_t sink, int64_t capacity) {
+// Where token i since the reset lies: in the sink, or around the ring after it.
+static inline int64_t kv_slot(int64_t i, int64_t sink, int64_t capacity) {
   return i < sink ? i : sink + (i - sink) % (capacity - sink);
 }
 
