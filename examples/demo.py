@@ -8,11 +8,11 @@ from pathlib import Path
 
 from videoar.data.captions import parse_caption
 from videoar.data.measure import measure
+from videoar.data.pixels import to_uint8
 from videoar.data.video import write_video
 from videoar.evaluation.sheet import contact_sheet
 from videoar.next_scale.pipeline import VideoPipeline
 from videoar.next_scale.shipped import shipped_model
-from videoar.data.pixels import to_uint8
 
 
 def main() -> None:

@@ -1,9 +1,19 @@
 """Kernels for autoregressive video models. Every name is documented where it is defined."""
 
 from videoar_kernels.attention import range_attention
+from videoar_kernels.bits import (
+    bit_cross_entropy,
+    bits_to_code,
+    bsq_quantize,
+    flip_bits,
+    pack_bits,
+    sample_bits,
+    unpack_bits,
+)
 from videoar_kernels.kv_cache import CacheView, KVCache
 from videoar_kernels.masks import RangeMask
 from videoar_kernels.norm import adaln_norm, gated_residual, swiglu
+from videoar_kernels.pyramid import pyramid_decode, pyramid_encode, pyramid_resample, pyramid_step
 from videoar_kernels.report import info
 from videoar_kernels.rope import multiscale_positions, qk_norm_rope, rope_3d, rope_3d_, unit_positions
 
@@ -12,13 +22,24 @@ __all__ = [
     "KVCache",
     "RangeMask",
     "adaln_norm",
+    "bit_cross_entropy",
+    "bits_to_code",
+    "bsq_quantize",
+    "flip_bits",
     "gated_residual",
     "info",
     "multiscale_positions",
+    "pack_bits",
+    "pyramid_decode",
+    "pyramid_encode",
+    "pyramid_resample",
+    "pyramid_step",
     "qk_norm_rope",
     "range_attention",
     "rope_3d",
     "rope_3d_",
+    "sample_bits",
     "swiglu",
     "unit_positions",
+    "unpack_bits",
 ]

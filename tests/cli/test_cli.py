@@ -32,7 +32,9 @@ TOKENIZER = TokenizerConfig(
 def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     config = preset("tiny", bits=12, scales=TOKENIZER.scales, frames=5)
-    words = WordEncoder(WordEncoderConfig(words=("a", "circle", "red"), width=config.text_width, length=config.text_len))
+    words = WordEncoder(
+        WordEncoderConfig(words=("a", "circle", "red"), width=config.text_width, length=config.text_len)
+    )
     pipeline = VideoPipeline(
         VideoTokenizer(TOKENIZER), NextScaleTransformer(config), words, SamplingDefaults(frames=17)
     )
@@ -71,7 +73,9 @@ def test_generate_begins_with_an_image(model, tmp_path):
     from PIL import Image
 
     Image.fromarray(clip(1)[0].numpy()).save(tmp_path / "start.png")
-    done = run("generate", "a red circle", "--model", model, "--image", tmp_path / "start.png", "-o", tmp_path / "o.mp4")
+    done = run(
+        "generate", "a red circle", "--model", model, "--image", tmp_path / "start.png", "-o", tmp_path / "o.mp4"
+    )
     assert done.exit_code == 0, done.output
     assert len(read_video(tmp_path / "o.mp4").frames) == 17
 

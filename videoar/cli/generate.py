@@ -29,9 +29,9 @@ def generate(
     """Generate a video from a prompt, an image or a video."""
     from rich.progress import Progress
 
+    from videoar.data.pixels import to_uint8
     from videoar.data.video import write_video
     from videoar.next_scale.pipeline import VideoPipeline
-    from videoar.data.pixels import to_uint8
     from videoar.next_scale.shipped import shipped_model
 
     with readable_errors():
@@ -67,8 +67,8 @@ def generate(
 
 
 def _given(pipeline, image: Path | None, video: Path | None, context_frames: int):
-    from videoar.data.video import read_image, read_last_frames
     from videoar.data.pixels import from_uint8
+    from videoar.data.video import read_image, read_last_frames
 
     if image is None and video is None:
         return None
