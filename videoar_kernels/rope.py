@@ -8,6 +8,7 @@ Source: RoFormer (Su et al. 2024) split over three axes; positions of paper S, E
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -303,6 +304,11 @@ def _reference_qk_norm_rope_backward(grad_q, grad_k, q, k, q_weight, k_weight, *
         return torch.autograd.grad(_reference_qk_norm_rope(*inputs, *rest), inputs, (grad_q, grad_k))
 
 
+if torch.version.cuda is not None and importlib.util.find_spec("triton"):
+    from videoar_kernels.triton import rope as _triton
+
+    register_fallback("rope_3d", _triton.operator, label="triton", devices=("CUDA",))
+    register_fallback("rope_3d_", _triton.operator_, label="triton", devices=("CUDA",))
 register_fallback("rope_3d", _reference_rope_3d)
 register_fallback("rope_3d_", _reference_rope_3d_)
 register_fallback("qk_norm_rope", _reference_qk_norm_rope)

@@ -1,0 +1,110 @@
+"""The GPU kernels of rope without a GPU: Triton interpreted and compiled ahead of time, CUDA compiled by nvcc."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import videoar_kernels as vk
+from tests.closeness import assert_close
+from videoar_kernels import reference
+
+ROOT = Path(__file__).parents[2]
+CASES = [  # shape, dims, theta
+    ((2, 3, 5, 16), None, 10000.0),
+    ((1, 17, 2, 10), (2, 4, 4), 100.0),
+    ((2, 1, 0, 16), None, 10000.0),
+]
+
+
+def cuda_check():
+    spec = importlib.util.spec_from_file_location("cuda_check", ROOT / "csrc" / "cuda" / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def compare_with_float64(rope_3d, device="cpu"):
+    """Raises unless rope_3d(x, positions, **options) agrees with the float64 reference on all CASES."""
+    for shape, dims, theta in CASES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            for interleaved in (True, False):
+                options = {"dims": dims, "theta": theta, "interleaved": interleaved}
+                batch, heads, length, head_dim = shape
+                x = torch.randn(batch, length, heads, head_dim, dtype=dtype, device=device).transpose(1, 2)
+                positions = torch.randint(0, 9, (batch, length, 3), device=device)
+                exact = reference.rope.rope_3d(x.double(), positions, **options)
+                # The interpreter cuts bfloat16 off instead of rounding it.
+                low = exact.to(dtype) * (1 + torch.finfo(dtype).eps)
+                for p, e, v, l in ((positions, exact, x, low), (positions[0], exact[:1], x[:1], low[:1])):
+                    assert_close(rope_3d(v, p, **options), e, l)
+
+
+requires_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
+
+
+@requires_triton
+def test_interpreted_triton_kernel_matches_float64():
+    # Triton reads the variable when it is imported, so this needs a process of its own.
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@requires_triton
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_triton_kernel_compiles_ahead_of_time(capability):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from videoar_kernels.triton.rope import rope_kernel
+
+    for interleaved in (True, False):
+        for element, table in (("bf16", "fp32"), ("fp64", "fp64")):
+            pointers = {"x_pointer": element, "out_pointer": element, "cosines_pointer": table}
+            signature = {
+                name: f"*{kind}" for name, kind in {**pointers, "sines_pointer": table}.items()
+            } | dict.fromkeys(["heads", "length"], "i32")
+            strides = [f"{t}_{axis}" for t in ("x", "out") for axis in ("batch", "head", "token")]
+            constants = {"PAIRS": 64, "PADDED": 64, "HEADS": 16, "INTERLEAVED": interleaved}
+            signature |= dict.fromkeys([*strides, "table_batch"], "i64") | dict.fromkeys(constants, "constexpr")
+            source = ASTSource(
+                fn=rope_kernel,
+                signature=signature,
+                constexprs={(list(signature).index(name),): value for name, value in constants.items()},
+            )
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert len(compiled.asm["cubin"]) > 0
+            assert compiled.metadata.shared <= 100_000
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100"])
+def test_cuda_kernel_compiles_without_spills(architecture):
+    check = cuda_check()
+    nvcc = check.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    kernels = check.compile_kernels(nvcc, ROOT / "csrc" / "cuda" / "rope.cu", architecture)
+    assert len(kernels) == 16  # 4 dtypes, 2 layouts, aligned or not
+    assert all(k.spills == 0 and k.shared <= 48 * 1024 for k in kernels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_gpu_matches_float64():
+    compare_with_float64(vk.rope_3d, "cuda")
+
+
+if __name__ == "__main__":
+    from videoar_kernels.triton import rope as triton_rope
+
+    torch.manual_seed(0)
+    compare_with_float64(triton_rope.rope_3d)
