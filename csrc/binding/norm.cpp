@@ -84,9 +84,10 @@ Tensor adaln_norm(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& 
   return out;
 }
 
-// The gradient of an absent argument has no elements.
+// The gradient of an absent argument has no elements; that of one that nothing was computed from is zero.
 Tensor empty_grad(const Tensor& x, const MaybeTensor& t) {
-  return t ? empty_dense(*t, sizes_of(*t)) : empty_dense(x, {0});
+  if (!t) return empty_dense(x, {0});
+  return x.numel() > 0 ? empty_dense(*t, sizes_of(*t)) : torch::stable::new_zeros(*t, sizes_of(*t));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaln_norm_backward(const Tensor& grad_out, const Tensor& x,
@@ -97,6 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln_norm_backward(const Tensor& gra
   Tensor grad_x = empty_dense(x, sizes_of(x));
   Tensor grad_scale = empty_grad(x, scale), grad_shift = empty_grad(x, shift), grad_weight = empty_grad(x, weight);
   const AdalnParams forward = adaln_params(rows, a, b, w, eps, layer);
+  if (x.numel() == 0) return {grad_x, grad_scale, grad_shift, grad_weight};
   const NormTasks tasks = norm_tasks(forward.size, forward.scale.tokens, forward.shift.tokens);
   const ScalarType wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const Tensor partial = empty_dense(x, {tasks.count, 3, x.size(2)}, wide);
@@ -116,7 +118,8 @@ Tensor gated_residual(const Tensor& x, const Tensor& y, const Tensor& gate) {
 
 std::tuple<Tensor, Tensor> gated_residual_backward(const Tensor& grad_out, const Tensor& y, const Tensor& gate) {
   const Tensor d = dense_rows(grad_out), b = dense_rows(y), g = dense_rows(gate);
-  Tensor grad_y = empty_dense(y, sizes_of(y)), grad_gate = empty_dense(gate, sizes_of(gate));
+  Tensor grad_y = empty_dense(y, sizes_of(y)), grad_gate = empty_grad(y, gate);
+  if (y.numel() == 0) return {grad_y, grad_gate};
   const Modulation modulation = modulation_of(g, b);
   const NormTasks tasks = norm_tasks(norm_sizes(b), modulation.tokens, modulation.tokens);
   const ScalarType wide = y.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -95,7 +95,6 @@ class GroupSum {
 // grads[g] = the sum of the partial rows of group g's tasks, in order; `stride` elements from task to task.
 template <class A, class M>
 void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads) {
-  if (partial == nullptr || grads == nullptr) return;
   constexpr int64_t kColumns = 256;
   const int64_t blocks = (width + kColumns - 1) / kColumns;
   parallel_ranges(groups * blocks, groups * tasks * width * int64_t(sizeof(A)), [&](int64_t begin, int64_t end) {
@@ -115,7 +114,7 @@ void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t task
 template <class A, class M>
 void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks,
                         int64_t tokens, M* grads) {
-  if (tokens < kGroupInTask || size.length == 0) return;
+  if (tokens < kGroupInTask) return;
   const int64_t groups = size.batch * size.length / tokens;
   add_partials(partial, stride, groups, tasks.count / groups, size.width, grads);
 }
