@@ -71,6 +71,19 @@ def losses(config: TransformerTraining, monkeypatch: pytest.MonkeyPatch, *, kill
     return found
 
 
+@pytest.fixture(scope="module")
+def run(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two steps with an evaluation after each."""
+    output = tmp_path_factory.mktemp("run")
+    assert train(settings(tokenizer, output, steps=2, evaluate_every=1, prompts=2)) == output / "model"
+    return output
+
+
+@pytest.fixture(scope="module")
+def pipeline(run: Path) -> VideoPipeline:
+    return VideoPipeline.from_pretrained(run / "model")
+
+
 @pytest.mark.parametrize("pool", [32, 0])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: int
@@ -83,24 +96,24 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 
 def test_the_loss_falls_from_log_2(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = losses(settings(tokenizer, tmp_path, steps=40, checkpoint_every=0), monkeypatch)
+    found = losses(settings(tokenizer, tmp_path, steps=24, checkpoint_every=0), monkeypatch)
     assert abs(found[0] - 0.6931) < 1e-3
-    assert found[39] < 0.6
+    assert found[23] < 0.67
 
 
-def test_a_run_leaves_a_model_that_generates_and_a_curve(tokenizer: Path, tmp_path: Path):
-    folder = train(settings(tokenizer, tmp_path, steps=2, evaluate_every=1, prompts=2))
-    pipeline = VideoPipeline.from_pretrained(folder)
-    video = pipeline.generate(["a red circle moving up slowly", None], seed=3)
-    assert video.shape == (2, 3, 5, 64, 64)
-    assert torch.equal(pipeline.generate(["a red circle moving up slowly"], seed=3), video[:1])
-    points = read_json(tmp_path / "curve.json")["points"]
+def test_a_run_leaves_a_curve(run: Path):
+    points = read_json(run / "curve.json")["points"]
     assert [point["step"] for point in points] == [1, 2]
     assert {"loss_right", "loss_wrong", "loss_none", "colour", "shape", "direction"} <= set(points[0])
 
 
-def test_image_to_video_and_continuation_keep_what_is_given(tokenizer: Path, tmp_path: Path):
-    pipeline = VideoPipeline.from_pretrained(train(settings(tokenizer, tmp_path, steps=1)))
+def test_its_model_generates_the_same_video_for_a_prompt_and_seed_in_any_batch(pipeline: VideoPipeline):
+    video = pipeline.generate(["a red circle moving up slowly", None], seed=3)
+    assert video.shape == (2, 3, 5, 64, 64)
+    assert torch.equal(pipeline.generate(["a red circle moving up slowly"], seed=3), video[:1])
+
+
+def test_image_to_video_and_continuation_keep_what_is_given(pipeline: VideoPipeline):
     start = torch.rand(1, 3, 5, 64, 64) * 2 - 1
     reproduced = pipeline.tokenizer.detokenize(pipeline.tokenizer.tokenize(start)).clamp(-1, 1)
     continued = pipeline.generate([None], video=start, frames=9)
@@ -111,7 +124,6 @@ def test_image_to_video_and_continuation_keep_what_is_given(tokenizer: Path, tmp
 
 
 @pytest.mark.parametrize("options", [{"frames": 6}, {"video": torch.zeros(1, 3, 5, 64, 64), "frames": 5}])
-def test_frames_that_do_not_fit_are_refused(tokenizer: Path, tmp_path: Path, options: dict):
-    pipeline = VideoPipeline.from_pretrained(train(settings(tokenizer, tmp_path, steps=1)))
+def test_frames_that_do_not_fit_are_refused(pipeline: VideoPipeline, options: dict):
     with pytest.raises(ValueError, match="generate: expected"):
         pipeline.generate([None], **options)
