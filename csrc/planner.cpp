@@ -73,7 +73,7 @@ const char* invalid(const RangeMaskView& m) {
 }
 
 TilePlan plan_queries(const RangeMaskView& m, int tile) {
-  if (!m.q_ranges) return plan_full(m.q_len, m.k_len, tile);
+  if (!m.batch_ptr) return plan_full(m.q_len, m.k_len, tile);
   TilePlan plan;
   plan.tile_ptr = {0};
   std::vector<Event> events;
@@ -112,7 +112,7 @@ TilePlan plan_queries(const RangeMaskView& m, int tile) {
 }
 
 TilePlan plan_keys(const RangeMaskView& m, int tile) {
-  if (!m.q_ranges) return plan_full(m.k_len, m.q_len, tile);
+  if (!m.batch_ptr) return plan_full(m.k_len, m.q_len, tile);
   TilePlan plan;
   plan.tile_ptr = {0};
   const int64_t tiles = (m.k_len + tile - 1) / tile;

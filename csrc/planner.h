@@ -9,7 +9,7 @@
 
 namespace videoar {
 
-// A RangeMask's arrays; see videoar_kernels/masks.py. Null pointers stand for the full mask.
+// A RangeMask's arrays; see videoar_kernels/masks.py. A null batch_ptr stands for the full mask.
 struct RangeMaskView {
   const int32_t* batch_ptr;   // samples + 1
   const int32_t* q_ranges;    // (rows, 2)

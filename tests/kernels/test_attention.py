@@ -1,0 +1,383 @@
+"""range_attention against an einsum in float64, on every instruction set, and what it promises beyond numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import assert_close
+
+from videoar_kernels import RangeMask, range_attention, reference
+from videoar_kernels.library import ops
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def exact_attention(q, k, v, dense=None, scale=None):
+    """The definition in float64: (out, lse), differentiable; dense (q_len, k_len) or (batch, q_len, k_len)."""
+    q, k, v = (x.double() for x in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    q = q.unflatten(1, (-1, group))
+    scores = torch.einsum("bhgqd,bhkd->bhgqk", q, k) * (scale or q.shape[-1] ** -0.5)
+    if dense is not None:
+        dense = dense[:, None, None] if dense.dim() == 3 else dense
+        scores = torch.where(dense, scores, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.where(lse.isfinite()[..., None], scores - lse[..., None], -torch.inf).exp()
+    return torch.einsum("bhgqk,bhkd->bhgqd", weights, v).flatten(1, 2), lse.flatten(1, 2)
+
+
+def inputs(dtype, batch, heads, kv_heads, q_len, k_len, head_dim, peak=1.0):
+    q = torch.randn(batch, heads, q_len, head_dim).mul(peak).to(dtype)
+    k, v = torch.randn(2, batch, kv_heads, k_len, head_dim).to(dtype)
+    return q, k, v
+
+
+def eager_attention(q, k, v, dense=None, scale=None):
+    """What eager PyTorch computes in the inputs' own dtype: (out, lse)."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
+    if dense is None:
+        return scores.softmax(-1) @ v, scores.logsumexp(-1)
+    dense = dense[:, None] if dense.dim() == 3 else dense
+    none = ~dense.any(-1, keepdim=True)
+    scores = scores.masked_fill(~dense & ~none, -torch.inf)
+    return scores.softmax(-1).masked_fill(none, 0) @ v, scores.logsumexp(-1).masked_fill(none.squeeze(-1), -torch.inf)
+
+
+def check(q, k, v, mask, *, scale=None):
+    """Outputs and gradients, through out and lse, may err a small multiple of what eager errs in the same dtype."""
+    dense = None if mask is None else mask.to_dense()
+    grad, grad_lse = torch.randn_like(q), torch.randn(q.shape[:3]).to(q.dtype)
+
+    def run(attention, dtype, *options):
+        leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        out, lse = attention(*leaves, *options)
+        seen = lse.isfinite()
+        outputs, weights = (out, lse[seen]), (grad.to(out.dtype), grad_lse[seen].to(lse.dtype))
+        return out, lse, *torch.autograd.grad(outputs, leaves, weights)
+
+    ours = run(lambda *x: range_attention(*x, mask, scale=scale, return_lse=True), q.dtype)
+    exact = run(exact_attention, torch.float64, dense, scale)
+    if q.dtype == torch.float64:
+        for a, b in zip(ours, exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12 * (1 + b[b.isfinite()].abs().max().item()))
+        return
+    eager = run(eager_attention, q.dtype, dense, scale)
+    assert ours[0].dtype == q.dtype
+    assert ours[1].dtype == torch.float32
+    # In float32 the weights that backward recomputes carry the rounding of lse, which eager has not.
+    factor = 8.0 if q.dtype == torch.float32 else 2.0
+    for a, b, low in zip(ours, exact, eager, strict=True):
+        assert_close(a, b, low, factor=factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [32, 64, 40, 128])
+def test_every_key(isa, dtype, head_dim):
+    check(*inputs(dtype, 2, 3, 3, 37, 53, head_dim), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_multiscale_mask(isa, dtype):
+    mask = RangeMask.multiscale(7, 3, [(1, 1), (2, 2), (4, 4), (5, 5)], window=1)
+    check(*inputs(dtype, 2, 2, 2, mask.q_len, mask.k_len, 64), mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mask_for_each_sample(isa, dtype):
+    keep = torch.rand(3, 4, 4) < 0.5
+    mask = RangeMask.multiscale(5, 4, [(1, 1), (3, 3), (4, 5)], frame_keep=keep)
+    check(*inputs(dtype, 3, 4, 2, mask.q_len, mask.k_len, 32), mask)
+
+
+def test_random_masks_lengths_and_heads(isa):
+    for trial in range(12):
+        generator = torch.Generator().manual_seed(trial)
+
+        def draw(low, high, generator=generator):
+            return int(torch.randint(low, high, (), generator=generator))
+
+        batch, kv_heads, group = draw(1, 3), draw(1, 3), draw(1, 4)
+        q_len, k_len, head_dim = draw(1, 80), draw(1, 300), [8, 33, 64, 96, 1, 256][trial % 6]
+        dense = torch.rand(batch, q_len, 1, generator=generator) < torch.rand(batch, 1, k_len, generator=generator)
+        if trial % 2:
+            dense = dense[:, :, : k_len // 10 + 1].repeat_interleave(10, 2)[:, :, :k_len]
+        check(
+            *inputs(torch.float32, batch, kv_heads * group, kv_heads, q_len, k_len, head_dim),
+            RangeMask.from_dense(dense),
+        )
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(1, 2), (1, 500), (3, 260), (64, 2), (200, 129)])
+def test_lengths_differ(isa, q_len, k_len):
+    check(*inputs(torch.float32, 1, 2, 1, q_len, k_len, 64), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_group_of_query_heads_shares_a_key_head(isa, dtype):
+    check(*inputs(dtype, 1, 6, 2, 40, 50, 32), RangeMask.from_dense(torch.rand(40, 50) < 0.7))
+
+
+def test_scale_is_applied(isa):
+    q, k, v = inputs(torch.float32, 1, 2, 2, 9, 11, 32)
+    check(q, k, v, None, scale=0.7)
+    check(q, k, v, None, scale=-0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_peaked_rows(isa, dtype):
+    check(*inputs(dtype, 1, 2, 2, 30, 200, 64, peak=30.0), None)
+
+
+@pytest.mark.parametrize("q_len", [1, 30])
+def test_a_single_key_gives_its_value(isa, q_len):
+    q, k, v = (x.requires_grad_() for x in inputs(torch.float32, 2, 2, 2, q_len, 1, 32))
+    out, lse = range_attention(q, k, v, return_lse=True)
+    assert torch.equal(out, v.expand_as(out))
+    torch.testing.assert_close(lse, (q * k).sum(-1) * 32**-0.5)
+    grad_q, grad_k, grad_v = torch.autograd.grad(out.sum(), (q, k, v))
+    torch.testing.assert_close(grad_v, torch.full_like(v, q_len))
+    for grad in (grad_q, grad_k):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-5)
+
+
+def test_scores_that_rise_with_every_key(isa):
+    """Each new block of keys beats all before it by far more than the headroom: every rescaling path runs."""
+    k = torch.arange(1, 301.0).mul(40).view(1, 1, -1, 1).expand(1, 2, -1, 16).contiguous()
+    v = torch.randn(1, 2, 300, 16)
+    q = torch.rand(1, 2, 33, 16) + 0.5
+    for sign in (1, -1):
+        out, lse = range_attention(q * sign, k, v, return_lse=True)
+        out64, lse64 = exact_attention(q * sign, k, v)
+        torch.testing.assert_close(out.double(), out64, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(lse.double(), lse64, rtol=1e-5, atol=1e-3)
+
+
+def test_queries_without_keys_give_zero_and_pass_no_gradient(isa):
+    dense = torch.rand(70, 40) < 0.5
+    dense[[0, 20, 21, 22, 69]] = False
+    dense[30:58] = False
+    q, k, v = (x.requires_grad_() for x in inputs(torch.float32, 1, 2, 2, 70, 40, 32))
+    out, lse = range_attention(q, k, v, RangeMask.from_dense(dense), return_lse=True)
+    blind = ~dense.any(1)
+    assert (out[:, :, blind] == 0).all()
+    assert (lse[:, :, blind] == -torch.inf).all()
+    grads = torch.autograd.grad(out.sum() + lse[:, :, ~blind].sum(), (q, k, v))
+    assert (grads[0][:, :, blind] == 0).all()
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_no_query_sees_any_key(isa):
+    q, k, v = (x.requires_grad_() for x in inputs(torch.float32, 2, 2, 1, 30, 40, 32))
+    out = range_attention(q, k, v, RangeMask.from_dense(torch.zeros(30, 40, dtype=torch.bool)))
+    assert (out == 0).all()
+    for grad in torch.autograd.grad(out.sum(), (q, k, v)):
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("empty", ["batch", "q_len", "k_len"])
+def test_empty_sizes(isa, empty):
+    sizes = {"batch": 2, "q_len": 5, "k_len": 6} | {empty: 0}
+    q, k, v = inputs(torch.float32, sizes["batch"], 2, 2, sizes["q_len"], sizes["k_len"], 32)
+    for x in (q, k, v):
+        x.requires_grad_()
+    out = range_attention(q, k, v)
+    assert out.shape == q.shape
+    assert (out == 0).all()
+    for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
+        assert grad.shape == x.shape
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nothing_leaks_from_keys_outside_the_ranges(isa, dtype, bad):
+    mask = RangeMask.multiscale(3, 3, [(1, 1), (2, 3), (4, 4)], frame_keep=torch.rand(3, 3) < 0.5)
+    dense = mask.to_dense()
+    q, k, v = inputs(dtype, 1, 2, 2, mask.q_len, mask.k_len, 40)
+    grad = torch.randn_like(q)
+
+    def run(*tensors):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        out = range_attention(*leaves, mask)
+        return out.detach(), *torch.autograd.grad(out, leaves, grad)
+
+    clean = run(q, k, v)
+    for poisoned in (4, 30, mask.k_len - 1):
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, poisoned] = bad
+        v2[:, :, poisoned] = bad
+        out, grad_q, _, _ = run(q, k2, v2)
+        clear = ~dense[:, poisoned]
+        assert clear.any()
+        assert torch.equal(out[:, :, clear], clean[0][:, :, clear])
+        assert torch.equal(grad_q[:, :, clear], clean[1][:, :, clear])
+        assert not out[:, :, ~clear].isfinite().all()
+        q2 = q.clone()
+        q2[:, :, poisoned] = bad
+        _, _, grad_k, grad_v = run(q2, k, v)
+        clear = ~dense[poisoned]
+        assert torch.equal(grad_k[:, :, clear], clean[2][:, :, clear])
+        assert torch.equal(grad_v[:, :, clear], clean[3][:, :, clear])
+
+
+def test_strided_and_expanded_inputs_and_gradients(isa):
+    mask = RangeMask.units([5, 20, 13], 4)
+    length = mask.q_len
+    fused = torch.randn(2, length, 3, 4, 48)[..., :32]  # (B, L, qkv, H, D), rows with gaps
+    q, k, v = (x.transpose(1, 2) for x in fused.unbind(2))
+    k = k[:, :1].expand(2, 4, length, 32)
+    v = v[:, :2]
+    for case in ((q, k[:, :2], v), (q, k, k), (q.flip(2), k, k)):
+        leaves = [x.detach().requires_grad_() for x in case]
+        dense = [x.detach().contiguous().requires_grad_() for x in case]
+        outs = [range_attention(*xs, mask) for xs in (leaves, dense)]
+        assert torch.equal(*outs)
+        grad = torch.randn(length, 2, 4, 32).permute(1, 2, 0, 3)
+        for g in (grad, grad[:1, :, :1].expand_as(grad)):
+            pairs = [
+                torch.autograd.grad(o, xs, g, retain_graph=True) for o, xs in zip(outs, (leaves, dense), strict=True)
+            ]
+            for ours, theirs in zip(*pairs, strict=True):
+                assert torch.equal(ours, theirs)
+    columns = torch.randn(1, 2, 32, 10).mT  # the last dimension is not contiguous
+    torch.testing.assert_close(range_attention(columns, columns, columns), range_attention(*[columns.contiguous()] * 3))
+
+
+def test_the_output_is_stored_as_the_projection_reads_it():
+    q, k, v = inputs(torch.float32, 2, 3, 3, 5, 5, 32)
+    assert range_attention(q, k, v).transpose(1, 2).is_contiguous()
+
+
+def test_parts_merge_through_lse():
+    """Attention over two halves of the keys, merged by lse, is attention over all: gradients too."""
+    leaves = [x.requires_grad_() for x in inputs(torch.float64, 1, 2, 2, 10, 30, 32)]
+    q, k, v = leaves
+    parts = [range_attention(q, k[:, :, s], v[:, :, s], return_lse=True) for s in (slice(11), slice(11, None))]
+    lse = torch.stack([p[1] for p in parts])
+    merged = (torch.stack([p[0] for p in parts]) * lse.softmax(0).unsqueeze(-1)).sum(0)
+    whole = range_attention(q, k, v)
+    torch.testing.assert_close(merged, whole)
+    grad = torch.randn_like(whole)
+    for a, b in zip(torch.autograd.grad(merged, leaves, grad), torch.autograd.grad(whole, leaves, grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bits_are_the_same_again_and_with_other_threads():
+    mask = RangeMask.multiscale(5, 4, [(1, 1), (3, 3), (8, 8)])
+    leaves = [x.requires_grad_() for x in inputs(torch.float32, 2, 4, 2, mask.q_len, mask.k_len, 64)]
+    grad = torch.randn(2, 4, mask.q_len, 64)
+
+    def run():
+        out, lse = range_attention(*leaves, mask, return_lse=True)
+        return out, lse, *torch.autograd.grad(out, leaves, grad)
+
+    first = run()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for a, b in zip(first, run(), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_gradcheck(isa):
+    mask = RangeMask.from_dense(torch.rand(2, 6, 9) < 0.6)
+    leaves = [x.requires_grad_() for x in inputs(torch.float64, 2, 2, 1, 6, 9, 5)]
+
+    def finite(q, k, v):
+        out, lse = range_attention(q, k, v, mask, return_lse=True)
+        return out, lse.nan_to_num(neginf=0.0)
+
+    assert torch.autograd.gradcheck(finite, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_reference_agrees_with_the_definition(dtype):
+    q, k, v = inputs(dtype, 3, 4, 2, 12, 20, 16)
+    dense = torch.rand(3, 12, 20) < 0.4
+    dense[:, 3] = False
+    for mask, form in ((RangeMask.from_dense(dense), dense), (RangeMask.from_dense(dense[0]), dense[0]), (None, None)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        exact = [x.double().requires_grad_() for x in (q, k, v)]
+        out, lse = reference.attention.range_attention(*leaves, mask, return_lse=True)
+        out64, lse64 = exact_attention(*exact, form)
+        assert_close(out, out64, out64.to(dtype))
+        assert torch.equal(lse.isfinite(), lse64.isfinite())
+        torch.testing.assert_close(lse.double(), lse64, rtol=1e-5, atol=1e-5)
+        grad = torch.randn_like(out)
+        for a, b in zip(
+            torch.autograd.grad(out, leaves, grad), torch.autograd.grad(out64, exact, grad.double()), strict=True
+        ):
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=8 * torch.finfo(dtype).eps * b.abs().max().item())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(masked):
+    mask = RangeMask.units([3, 4], 2) if masked else None
+    arrays = (mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges) if masked else (None,) * 4
+    q, k, v = (x.requires_grad_() for x in inputs(torch.float32, 2, 4, 2, 9, 9, 32))
+    torch.library.opcheck(ops.range_attention.default, (q, k, v, *arrays, 0.2))
+    out, lse = ops.range_attention(q, k, v, *arrays, 0.2)
+    saved = [x.detach() for x in (q, k, v, out, lse)]
+    for grad_lse in (None, torch.randn_like(lse)):
+        torch.library.opcheck(
+            ops.range_attention_backward.default, (torch.randn_like(out), grad_lse, *saved, *arrays, 0.2)
+        )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_runs_inside_a_full_graph(dynamic):
+    closure = RangeMask.units([5, 7])
+
+    def model(x, mask):
+        q, k, v = x.unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+        out, lse = range_attention(q, k, v, mask, return_lse=True)
+        if mask is None:
+            out = out + range_attention(q, k, v, closure)
+        return out.transpose(1, 2).flatten(2), lse
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for mask in (RangeMask.units([3, 9]), RangeMask.multiscale(2, 2, [(1, 1), (2, 2)]), None):
+        x = torch.randn(2, 12, 192, requires_grad=True)
+        results = [f(x, mask) for f in (model, compiled)]
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+        grads = [torch.autograd.grad(out.square().sum() + lse.sum(), x)[0] for out, lse in results]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"k": (2, 4, 128, 32), "v": (2, 4, 128, 32)},
+            ValueError,
+            r"k of shape \(2, \*, \*, 64\), got \(2, 4, 128, 32\)",
+        ),
+        ({"k": (2, 3, 12, 64), "v": (2, 3, 12, 64)}, ValueError, r"k of shape \(2, a divisor of 4, \*, 64\)"),
+        ({"v": (2, 4, 13, 64)}, ValueError, r"v of shape \(2, 4, 12, 64\), got \(2, 4, 13, 64\)"),
+        ({"q": (2, 10, 64)}, ValueError, r"q of shape \(batch, heads, q_len, head_dim\).*got \(2, 10, 64\)"),
+        ({"q": (2, 4, 10, 300)}, ValueError, r"head_dim 1 to 256, got \(2, 4, 10, 300\)"),
+        ({"mask": RangeMask.full(10, 13)}, ValueError, "mask of q_len 10 and k_len 12, got q_len 10 and k_len 13"),
+        ({"mask": RangeMask.stack([RangeMask.full(10, 12)] * 3)}, ValueError, "mask of batch 2 or None, got 3"),
+        ({"dtype": torch.int64}, TypeError, "float32, bfloat16, float16 or float64, got torch.int64"),
+        ({"k_dtype": torch.float64}, TypeError, "k of dtype torch.float32, got torch.float64"),
+    ],
+)
+def test_errors_name_what_was_expected_and_what_came(change, error, message):
+    q = torch.ones(change.get("q", (2, 4, 10, 64)), dtype=change.get("dtype", torch.float32))
+    k = torch.ones(change.get("k", (2, 4, 12, 64)), dtype=change.get("k_dtype", q.dtype))
+    v = torch.ones(change.get("v", (2, 4, 12, 64)), dtype=q.dtype)
+    with pytest.raises(error, match=f"range_attention: expected .*{message}"):
+        range_attention(q, k, v, change.get("mask"))
+
+
+def test_ranges_that_point_outside_are_refused_by_the_operator():
+    q, k, v = inputs(torch.float32, 1, 1, 1, 4, 4, 32)
+    mask = RangeMask.full(4, 5)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        ops.range_attention(q, k, v, mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges, 1.0)
