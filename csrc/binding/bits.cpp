@@ -64,8 +64,8 @@ Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, in
   check_packed(in, dim, "flip_bits: expected ceil(dim / 8) bytes a token");
   const double* row_p = row_values(token_p, in.rows, "flip_bits: expected one float64 p per token");
   Tensor out = empty_dense(bits, sizes_of(bits));
-  bits_kernels().flip({bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed),
-                       uint64_t(offset)});
+  bits_kernels().flip(
+      {bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed), uint64_t(offset)});
   return out;
 }
 

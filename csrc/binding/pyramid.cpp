@@ -17,7 +17,8 @@ PyramidShape shape_of(const Scales& scales, int64_t batch, int64_t frames, int64
                       DType dtype) {
   STD_TORCH_CHECK(!scales.empty() && scales.size() % 2 == 0, "pyramid: expected scales as pairs (h, w)");
   for (size_t i = 0; i < scales.size(); ++i) {
-    STD_TORCH_CHECK(scales[i] >= 1 && scales[i] <= (i % 2 == 0 ? height : width), "pyramid: expected scales within (H, W)");
+    STD_TORCH_CHECK(scales[i] >= 1 && scales[i] <= (i % 2 == 0 ? height : width),
+                    "pyramid: expected scales within (H, W)");
   }
   return {scales.data(), int64_t(scales.size() / 2), token_count(scales), batch, frames, height, width, dim, dtype};
 }
@@ -27,9 +28,7 @@ PyramidShape shape_of(const Scales& scales, const Tensor& z) {
   return shape_of(scales, z.size(0), z.size(1), z.size(2), z.size(3), z.size(4), dtype_of(z));
 }
 
-Planes planes_of(const Tensor& z) {
-  return {z.const_data_ptr(), z.stride(0), z.stride(1), z.stride(2), z.stride(3)};
-}
+Planes planes_of(const Tensor& z) { return {z.const_data_ptr(), z.stride(0), z.stride(1), z.stride(2), z.stride(3)}; }
 
 std::tuple<Tensor, Tensor, Tensor> pyramid_encode(const Tensor& z, Scales scales, std::optional<Tensor> flip_p,
                                                   int64_t seed, int64_t offset, bool inherit) {
@@ -62,8 +61,8 @@ Tensor pyramid_encode_backward(const Tensor& grad_total, Scales scales) {
 Tensor pyramid_decode(const Tensor& bits, Scales scales, int64_t dim, std::optional<Tensor> keep, ScalarType dtype) {
   const Tensor dense = torch::stable::contiguous(bits);
   const int64_t height = scales.at(scales.size() - 2), width = scales.back();
-  STD_TORCH_CHECK(dense.dim() == 4 && dense.scalar_type() == ScalarType::Byte &&
-                      dense.size(2) == token_count(scales) && dense.size(3) == (dim + 7) / 8,
+  STD_TORCH_CHECK(dense.dim() == 4 && dense.scalar_type() == ScalarType::Byte && dense.size(2) == token_count(scales) &&
+                      dense.size(3) == (dim + 7) / 8,
                   "pyramid_decode: expected uint8 bits of shape (B, T, N, ceil(dim / 8))");
   Tensor total = empty_dense(bits, {dense.size(0), dense.size(1), height, width, dim}, dtype);
   const PyramidShape s = shape_of(scales, total);
@@ -74,8 +73,7 @@ Tensor pyramid_decode(const Tensor& bits, Scales scales, int64_t dim, std::optio
     keep = torch::stable::contiguous(*keep);
     kept = static_cast<const int64_t*>(keep->const_data_ptr());
   }
-  pyramid_kernels().decode(
-      {s, static_cast<const uint8_t*>(dense.const_data_ptr()), kept, total.mutable_data_ptr()});
+  pyramid_kernels().decode({s, static_cast<const uint8_t*>(dense.const_data_ptr()), kept, total.mutable_data_ptr()});
   return total;
 }
 
@@ -109,8 +107,8 @@ std::tuple<Tensor, Tensor> pyramid_step(const Tensor& total, const Tensor& bits,
   Tensor total_out = empty_dense(total, sizes_of(total));
   Tensor input = empty_dense(total, {s.batch, next ? scales[2] * scales[3] : 0, s.dim});
   const Planes planes{dense.const_data_ptr(), dense.stride(0), 0, dense.stride(1), dense.stride(2)};
-  pyramid_kernels().step({s, planes, static_cast<const uint8_t*>(packed.const_data_ptr()),
-                          total_out.mutable_data_ptr(), next ? input.mutable_data_ptr() : nullptr});
+  pyramid_kernels().step({s, planes, static_cast<const uint8_t*>(packed.const_data_ptr()), total_out.mutable_data_ptr(),
+                          next ? input.mutable_data_ptr() : nullptr});
   return {total_out, input};
 }
 

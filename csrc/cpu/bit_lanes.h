@@ -65,7 +65,7 @@ static inline Mask<A> first_lanes(int n) {
 // Ones for the lanes that lie inside a token that has `rest` elements left.
 template <class A>
 static inline uint32_t inside_bits(int64_t rest) {
-  return rest >= kLanes<A> ? (1u << kLanes<A>) - 1 : (1u << rest) - 1;
+  return rest >= kLanes<A> ? (1u << kLanes<A>)-1 : (1u << rest) - 1;
 }
 
 // The bits of elements [j, j + lanes), j a multiple of lanes, of a token of `dim` bits.

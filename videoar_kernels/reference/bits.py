@@ -61,7 +61,7 @@ def bits_to_code(bits: Tensor, dim: int | None = None, dtype: torch.dtype = torc
 
 
 def bsq_quantize(x: Tensor) -> BSQ:
-    """Quantize x (..., d): packed bits and the code ±1/sqrt(d); zero and NaN map to bit 0, straight-through gradient."""
+    """Return packed bits (zero and NaN map to 0) and the code ±1/sqrt(d) of x (..., d); straight-through gradient."""
     bits = pack_bits(x.detach() > 0)
     code = bits_to_code(bits, x.shape[-1], x.dtype)
     return BSQ(bits, code + (x - x.detach()) if x.requires_grad else code)
@@ -106,7 +106,7 @@ def bit_cross_entropy(
     num_scales: int = 1,
     dim: int | None = None,
 ) -> BitLoss:
-    """Bit-wise cross-entropy of logits (..., d) against packed bits, mean over bits and (weighted) tokens, and per scale."""
+    """Bit-wise cross-entropy of logits (..., d): mean over bits and (weighted) tokens, whole and per scale."""
     tokens = logits.shape[:-1]
     x = logits if logits.dtype == torch.float64 else logits.float()
     ones = unpack_bits(bits, logits.shape[-1] if dim is None else dim).expand(x.shape)
