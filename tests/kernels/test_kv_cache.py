@@ -14,6 +14,7 @@ from videoar_kernels import KVCache, reference
 from videoar_kernels.kv_cursors import RingCursors
 from videoar_kernels.library import ops
 from videoar_kernels.reference.attention import range_attention
+from videoar_kernels.reference.rope import rope_3d
 
 ReferenceCache = reference.kv_cache.KVCache
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -135,6 +136,23 @@ def test_relative_positions_close_the_gap_that_evicted_units_leave(seed):
             time += rng.randint(1, 3)
         else:
             cache.rollback(), twin.rollback()
+
+
+def test_rotating_at_reading_equals_rotating_at_writing_while_nothing_is_evicted():
+    absolute, relative = (KVCache(1, 2, 2, 12, D, sink=2, relative=flag, dtype=torch.float64) for flag in (False, True))
+    for time in range(3):
+        (k, v), q = block(4), 4 * torch.randn(2, 2, 4, D, dtype=torch.float64)
+        positions = torch.cat([torch.full((4, 1), 5 + 2 * time), torch.randint(0, 9, (4, 2))], dim=1)
+        weight = torch.rand(D) + 0.5
+        outs = []
+        for cache in (absolute, relative):
+            cache.append(0, k, v, k_weight=weight, positions=positions)
+            view = cache.view(0)
+            keys = rope_3d(view.k, view.positions) if cache.relative else view.k
+            queries = rope_3d(q, view.query_positions if cache.relative else positions)
+            outs.append(range_attention(queries, keys, view.v, view.mask(4)))
+            cache.commit()
+        torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
 
 
 def test_times_stay_bounded_on_an_endless_relative_stream():
