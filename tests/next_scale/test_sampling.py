@@ -11,7 +11,7 @@ from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.inputs import frame_context, teacher_inputs
 from videoar.next_scale.sampling import decode_frames
 from videoar.next_scale.transformer import NextScaleTransformer
-from videoar_kernels import pyramid_decode, pyramid_encode, unpack_bits
+from videoar_kernels import pyramid_decode, unpack_bits
 
 FRAMES = 3
 
@@ -66,19 +66,17 @@ def test_sampling_sees_what_training_sees(model: NextScaleTransformer):
     frames = list(decode_frames(model, text, frames=FRAMES, seeds=[0, 0], temperature=0.0))
     bits = torch.stack([frame.bits for frame in frames], dim=1)
     total = torch.stack([frame.total for frame in frames], dim=1)
-    inputs = pyramid_encode(total, config.scales).inputs.clone()
-    starts, offset = [], 0
-    for height, width in config.scales:
-        starts.append(offset)
-        offset += height * width
-    for t in range(FRAMES):  # the teacher's inputs of these very bits, scale by scale
-        for k, start in enumerate(starts[1:], start=1):
+    context = frame_context(total, config)
+    inputs = context.clone()  # the first scale starts from the frame before; the others from the scales below
+    for t in range(FRAMES):
+        start = 1
+        for k, (height, width) in enumerate(config.scales[1:], start=1):
             below = pyramid_decode(bits[:, t : t + 1], config.scales, dim=config.bits, keep=k, dtype=torch.float64)
-            height, width = config.scales[k]
             down = torch.nn.functional.adaptive_avg_pool2d(below[:, 0].movedim(-1, 1), (height, width))
             inputs[:, t, start : start + height * width] = down.movedim(1, -1).flatten(1, 2)
+            start += height * width
     with torch.no_grad():
-        logits = model(text, inputs, frame_context(total, config))
+        logits = model(text, inputs, context)
     assert torch.equal(logits > 0, unpack_bits(bits, config.bits))
 
 
