@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from videoar.data.video import write_video
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 from videoar.training import tokenizer as training
 from videoar.training.checkpoint import latest_checkpoint
@@ -104,6 +105,33 @@ def test_training_lowers_the_loss(run, losses):
     train(replace(run, steps=40, scale_dropout=0.0, flip=0.0))
     first, last = losses[:5], losses[-5:]
     assert sum(loss for _, loss in last) < 0.8 * sum(loss for _, loss in first)
+
+
+def test_the_first_steps_can_see_short_clips_and_resume_among_them(run, losses, monkeypatch):
+    config = replace(run, short_steps=3, short_frames=1, short_batch=5)
+    shapes = []
+    forward = training.TokenizerObjective.forward
+
+    def record(self, video, *rest):
+        shapes.append(tuple(video.shape))
+        return forward(self, video, *rest)
+
+    monkeypatch.setattr(training.TokenizerObjective, "forward", record)
+    train(config)
+    assert shapes == [(5, 3, 1, 32, 32)] * 3 + [(2, 3, 5, 32, 32)] * 3
+
+
+def test_a_folder_of_clips_is_trained_on(run, losses, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name, (frames, height, width) in {"a.mp4": (9, 48, 80), "b.mp4": (7, 64, 36)}.items():
+        write_video(
+            folder / name, torch.randint(0, 256, (frames, height, width, 3), generator=generator).byte(), fps=10
+        )
+    train(replace(run, data=ClipsConfig(kind="folder", path=str(folder), frames=5, size=32)))
+    assert [number for number, _ in losses] == list(range(6))
+    assert all(loss == loss and loss < 10 for _, loss in losses)
 
 
 def test_scale_dropout_and_flips_hit_the_share_asked_for(run):

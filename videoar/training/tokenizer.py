@@ -6,7 +6,7 @@ not been.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ class TokenizerRun:
         model, loss, optimizer, data: the parts.
         steps: of the whole run.
         batch: clips a step and process.
+        short_steps: so many steps at the start see short clips: what a frame looks like is learned from many of them.
+        short_frames, short_batch: frames of these clips and how many a step.
         seed: of everything.
         scale_dropout: share of clips decoded from the first k scales only, k drawn evenly below all.
         flip: largest probability of a flipped bit; half of the clips have none.
@@ -53,6 +55,9 @@ class TokenizerRun:
     data: ClipsConfig = field(default_factory=ClipsConfig)
     steps: int = 3000
     batch: int = 8
+    short_steps: int = 0
+    short_frames: int = 5
+    short_batch: int = 16
     seed: int = 0
     scale_dropout: float = 0.5
     flip: float = 0.05
@@ -76,7 +81,8 @@ def corruption(config: TokenizerRun, step: int, rank: int = 0) -> Corruption:
     """Draw scale dropout and flips of a step."""
     generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
     scales = len(config.model.scales)
-    drop, which, flipped, strength = torch.rand(4, config.batch, generator=generator)
+    batch = config.short_batch if step < config.short_steps else config.batch
+    drop, which, flipped, strength = torch.rand(4, batch, generator=generator)
     shortened = 1 + (which * (scales - 1)).long().clamp(max=max(0, scales - 2))
     keep = torch.where(drop < config.scale_dropout, shortened, scales)
     return Corruption(keep, torch.where(flipped < 0.5, config.flip * strength, 0.0))
@@ -112,9 +118,12 @@ def train(config: TokenizerRun) -> Path:
         start = load_checkpoint(checkpoint, tokenizer, optimizer, average)["step"]
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = clip_batches(config.data, config.batch, config.seed, rank=rank, world=world)
+    short = replace(config.data, frames=config.short_frames)
+    short_batches = clip_batches(short, config.short_batch, config.seed, rank=rank, world=world)
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for step in range(start, config.steps):
-            metrics = _step(accelerator, model, optimizer, batches(step), config, step)
+            video = short_batches(step) if step < config.short_steps else batches(step)
+            metrics = _step(accelerator, model, optimizer, video, config, step)
             average.update(tokenizer)
             log.step(step, metrics)
             done = step + 1
