@@ -58,8 +58,8 @@ void check_norm_weight(const Tensor& x, const MaybeTensor& weight) {
   STD_TORCH_CHECK(weight->numel() == x.size(2) && weight->scalar_type() == wide, "norm: weight's shape or dtype");
 }
 
-AdalnParams adaln_params(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift,
-                         const MaybeTensor& weight, double eps, bool layer) {
+AdalnParams adaln_params(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
+                         double eps, bool layer) {
   check_norm_weight(x, weight);
   return {rows_of(x),
           nullptr,

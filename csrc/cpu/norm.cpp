@@ -112,8 +112,8 @@ void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t task
 }
 
 template <class A, class M>
-void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks,
-                        int64_t tokens, M* grads) {
+void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks, int64_t tokens,
+                        M* grads) {
   if (tokens < kGroupInTask) return;
   const int64_t groups = size.batch * size.length / tokens;
   add_partials(partial, stride, groups, tasks.count / groups, size.width, grads);
@@ -121,7 +121,8 @@ void add_group_partials(const A* partial, int64_t stride, const NormSizes& size,
 
 // With xhat = (x - mean) * rstd and h = grad_out * weight * (1 + scale):
 //   grad_x = rstd * (h - xhat * mean(h * xhat) - mean(h) [layer norm])
-//   grad_weight = sum grad_out * (1 + scale) * xhat,  grad_scale = sum grad_out * weight * xhat,  grad_shift = sum grad_out
+//   grad_weight = sum grad_out * (1 + scale) * xhat,  grad_scale = sum grad_out * weight * xhat,  grad_shift = sum
+//   grad_out
 template <class T, class M>
 void adaln_norm_backward_of(const AdalnBackwardParams& p) {
   using A = Accumulator<T>;
@@ -267,9 +268,7 @@ void gated_residual_backward(const GatedResidualBackwardParams& p) {
 }
 
 void adaln_norm_any(const AdalnParams& p) { VIDEOAR_DISPATCH(p.dtype, adaln_norm, p) }
-void adaln_norm_backward_any(const AdalnBackwardParams& p) {
-  VIDEOAR_DISPATCH(p.forward.dtype, adaln_norm_backward, p)
-}
+void adaln_norm_backward_any(const AdalnBackwardParams& p) { VIDEOAR_DISPATCH(p.forward.dtype, adaln_norm_backward, p) }
 void gated_residual_any(const GatedResidualParams& p) { VIDEOAR_DISPATCH(p.dtype, gated_residual, p) }
 void gated_residual_backward_any(const GatedResidualBackwardParams& p) {
   VIDEOAR_DISPATCH(p.dtype, gated_residual_backward, p)
@@ -280,7 +279,8 @@ void swiglu_backward_any(const SwigluBackwardParams& p) { VIDEOAR_DISPATCH(p.dty
 }  // namespace
 
 const NormKernels norm_kernels = {
-    adaln_norm_any, adaln_norm_backward_any, gated_residual_any, gated_residual_backward_any, swiglu_any, swiglu_backward_any,
+    adaln_norm_any, adaln_norm_backward_any, gated_residual_any, gated_residual_backward_any,
+    swiglu_any,     swiglu_backward_any,
 };
 
 }  // namespace VIDEOAR_ISA

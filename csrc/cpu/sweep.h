@@ -57,8 +57,7 @@ static inline int64_t padded(int64_t n) {
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
-      : data_((A*)std::aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64)) {}
+  explicit Scratch(int64_t count) : data_((A*)std::aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64)) {}
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -1,4 +1,5 @@
-// Rotary embedding over (t, h, w) on NVIDIA GPUs: what the launcher takes. Reference: videoar_kernels/reference/rope.py.
+// Rotary embedding over (t, h, w) on NVIDIA GPUs: what the launcher takes. Reference:
+// videoar_kernels/reference/rope.py. Compiled for sm_80, sm_90a and sm_100 by `make cuda-check`; not yet run on a GPU.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,9 @@
 // Compiled where PyTorch has CUDA. Like every GPU part of this repository not yet run on a GPU; nvcc checks the kernel.
+#include "../../cuda/rope.cuh"
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../../cuda/rope.cuh"
 #include "../positions.h"
 
 namespace videoar {
