@@ -9,7 +9,10 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: demo test bench lint format cuda-check gpu-check docs build clean
+CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
+CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint format cuda-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -26,17 +29,15 @@ demo: $(READY)
 test: $(READY)
 	$(PYTHON) -m pytest tests
 
-bench: $(READY)
-	$(PYTHON) -m pytest benchmarks
-
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m clang_format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(CLANG_FORMAT) --dry-run --Werror $(CPP)
 
 format: $(READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+	$(CLANG_FORMAT) -i $(CPP)
 
 cuda-check: $(READY)
 	$(PYTHON) csrc/cuda/check.py

@@ -18,6 +18,8 @@ from videoar_kernels import library
 PACKAGE = Path(videoar_kernels.__file__).parent
 OPERATORS = PACKAGE / "libvideoar_ops.so"
 OBJECTS = sorted((PACKAGE.parent / "build").glob("cmake-*/CMakeFiles/cpu_*.dir/csrc/cpu/*.o"))
+# The package is found from any folder, installed or not.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
 
 
@@ -59,7 +61,7 @@ def test_every_kernel_file_was_built_for_every_instruction_set():
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, cwd="/"
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**ENVIRONMENT, **environment}, cwd="/"
     )
 
 
@@ -94,7 +96,12 @@ def test_info_names_an_implementation_of_every_operator_on_every_device():
 
 def test_info_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "videoar_kernels.info"], capture_output=True, text=True, cwd="/", check=True
+        [sys.executable, "-m", "videoar_kernels.info"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=ENVIRONMENT,
+        check=True,
     )
     assert "swiglu" in done.stdout and not done.stderr
 
