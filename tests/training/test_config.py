@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from videoar.training.config import load_config
-from videoar.training.tokenizer import TokenizerRun
+from videoar.training.tokenizer import TokenizerTraining
 
 
 def test_a_file_and_overrides_make_a_checked_config(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("steps: 10\nmodel:\n  bits: 16\n  scales: [[1, 1], [4, 4]]\n")
-    config = load_config(path, ["optimizer.learning_rate=1e-4", "model.bits=24", "data.rate=null"], TokenizerRun)
+    config = load_config(path, ["optimizer.learning_rate=1e-4", "model.bits=24", "data.rate=null"], TokenizerTraining)
     assert (config.steps, config.model.bits, config.model.scales) == (10, 24, ((1, 1), (4, 4)))
     assert config.optimizer.learning_rate == 1e-4
     assert config.optimizer.betas == (0.9, 0.95)
@@ -31,10 +31,10 @@ def test_a_file_and_overrides_make_a_checked_config(tmp_path):
 )
 def test_a_mistake_is_named(override, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, ["steps=5", override], TokenizerRun)
+        load_config(None, ["steps=5", override], TokenizerTraining)
 
 
 @pytest.mark.parametrize("name", ["sprites", "clips"])
 def test_the_shipped_configs_are_valid(name, request):
     path = request.config.rootpath / "configs" / name / "tokenizer.yaml"
-    assert load_config(path, [], TokenizerRun).steps > 0
+    assert load_config(path, [], TokenizerTraining).steps > 0

@@ -12,7 +12,7 @@ from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 from videoar.training import tokenizer as training
 from videoar.training.checkpoint import latest_checkpoint
 from videoar.training.clips import ClipsConfig
-from videoar.training.tokenizer import TokenizerRun, corruption, train
+from videoar.training.tokenizer import TokenizerTraining, corruption, train
 
 
 class Killed(Exception):
@@ -30,7 +30,7 @@ def run(tmp_path):
         blocks=1,
         time_kernels=((1, 1), (3, 1)),
     )
-    return TokenizerRun(
+    return TokenizerTraining(
         output=str(tmp_path / "run"),
         model=model,
         data=ClipsConfig(frames=5, size=32),

@@ -39,9 +39,7 @@ def sprites(
     from videoar.model_folder import write_json
     from videoar.next_scale.pipeline import VideoPipeline
     from videoar.next_scale.shipped import shipped_model
-    from videoar.training.clips import ClipsConfig
-    from videoar.training.heldout import HeldOut, caption_losses
-    from videoar.training.transformer import TransformerObjective
+    from videoar.training.heldout import pipeline_caption_losses
 
     with readable_errors():
         folder = model or shipped_model()
@@ -52,8 +50,7 @@ def sprites(
         with console.status("tokenizer"):
             tokenizer = evaluate_tokenizer(pipeline.tokenizer, clips=clips)
         with console.status("losses"):
-            objective = TransformerObjective(pipeline.transformer, pipeline.conditioner).eval()
-            losses = caption_losses(objective, HeldOut.draw(pipeline.tokenizer, ClipsConfig(), clips))
+            losses = pipeline_caption_losses(pipeline, clips=clips)
         with console.status("prompts"):
             started = time.perf_counter()
             text = text_to_video_adherence(pipeline, prompts=prompts, seed=seed, **options)

@@ -28,7 +28,7 @@ from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedul
 
 
 @dataclass(frozen=True)
-class TokenizerRun:
+class TokenizerTraining:
     """A tokenizer run.
 
     Args:
@@ -77,7 +77,7 @@ class Corruption(NamedTuple):
     flip: Tensor
 
 
-def corruption(config: TokenizerRun, step: int, rank: int = 0) -> Corruption:
+def corruption(config: TokenizerTraining, step: int, rank: int = 0) -> Corruption:
     """Draw scale dropout and flips of a step."""
     generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
     scales = len(config.model.scales)
@@ -103,7 +103,7 @@ class TokenizerObjective(nn.Module):
         return tokenizer_loss(output, video, z, quantized, scales, self.loss)
 
 
-def train(config: TokenizerRun) -> Path:
+def train(config: TokenizerTraining) -> Path:
     """Run (or resume) a training and return the folder of the trained tokenizer."""
     accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.output)
     accelerator.init_trackers("logs")
@@ -143,7 +143,7 @@ def _step(
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     video: Tensor,
-    config: TokenizerRun,
+    config: TokenizerTraining,
     step: int,
 ) -> dict[str, float]:
     rank = accelerator.process_index
@@ -160,13 +160,13 @@ def _step(
     return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
 
 
-def _averaged(average: WeightAverage, config: TokenizerRun) -> VideoTokenizer:
+def _averaged(average: WeightAverage, config: TokenizerTraining) -> VideoTokenizer:
     tokenizer = VideoTokenizer(config.model)
     tokenizer.load_state_dict(average.weights)
     return tokenizer.eval()
 
 
-def _measure(average: WeightAverage, config: TokenizerRun) -> dict[str, float]:
+def _measure(average: WeightAverage, config: TokenizerTraining) -> dict[str, float]:
     report = evaluate_tokenizer(_averaged(average, config).cpu(), clips=config.evaluation_clips)
     metrics = {"psnr": report.psnr, "foreground_psnr": report.foreground_psnr}
     for scale, (found, bits) in enumerate(zip(report.attributes, report.entropy.lowest_frame, strict=True), start=1):
