@@ -108,9 +108,9 @@ def test_a_mistake_is_named_in_one_line_and_leaves_no_file(model, tmp_path, argu
 
 def test_an_unknown_config_key_names_the_known_ones(tmp_path):
     config = tmp_path / "tokenizer.yaml"
-    config.write_text("stepz: 3\n")
+    config.write_text("stagez: 3\n")
     done = run("train", "tokenizer", "--config", config)
-    assert done.exit_code == 1 and "stepz" in done.output and "steps" in done.output
+    assert done.exit_code == 1 and "stagez" in done.output and "stages" in done.output
 
 
 def test_evaluate_sprites_reports_every_figure_as_json(model, tmp_path):

@@ -12,7 +12,7 @@ from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 from videoar.training import tokenizer as training
 from videoar.training.checkpoint import latest_checkpoint
 from videoar.training.clips import ClipsConfig
-from videoar.training.tokenizer import TokenizerTraining, corruption, train
+from videoar.training.tokenizer import Stage, TokenizerTraining, corruption, train
 
 
 class Killed(Exception):
@@ -34,8 +34,7 @@ def run(tmp_path):
         output=str(tmp_path / "run"),
         model=model,
         data=ClipsConfig(frames=5, size=32),
-        steps=6,
-        batch=2,
+        stages=(Stage(steps=6, frames=5, batch=2),),
         log_every=1,
         checkpoint_every=2,
         evaluate_every=0,
@@ -102,13 +101,15 @@ def test_a_half_written_checkpoint_is_not_resumed_from(run, losses, monkeypatch)
 
 
 def test_training_lowers_the_loss(run, losses):
-    train(replace(run, steps=40, scale_dropout=0.0, flip=0.0))
+    train(replace(run, stages=(Stage(steps=40, frames=5, batch=2),), scale_dropout=0.0, flip=0.0))
     first, last = losses[:5], losses[-5:]
     assert sum(loss for _, loss in last) < 0.8 * sum(loss for _, loss in first)
 
 
-def test_the_first_steps_can_see_short_clips_and_resume_among_them(run, losses, monkeypatch):
-    config = replace(run, short_steps=3, short_frames=1, short_batch=5)
+def test_stages_follow_each_other_and_a_killed_run_resumes_inside_one(run, losses, monkeypatch):
+    config = replace(
+        run, stages=(Stage(3, frames=1, batch=5), Stage(2, frames=5, batch=2), Stage(1, frames=9, batch=1))
+    )
     shapes = []
     forward = training.TokenizerObjective.forward
 
@@ -117,8 +118,11 @@ def test_the_first_steps_can_see_short_clips_and_resume_among_them(run, losses, 
         return forward(self, video, *rest)
 
     monkeypatch.setattr(training.TokenizerObjective, "forward", record)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 4)  # the last checkpoint is at 4, inside the second stage
+        train(config)
     train(config)
-    assert shapes == [(5, 3, 1, 32, 32)] * 3 + [(2, 3, 5, 32, 32)] * 3
+    assert shapes == [(5, 3, 1, 32, 32)] * 3 + [(2, 3, 5, 32, 32)] * 2 + [(1, 3, 9, 32, 32)]
 
 
 def test_a_folder_of_clips_is_trained_on(run, losses, tmp_path):
@@ -136,7 +140,11 @@ def test_a_folder_of_clips_is_trained_on(run, losses, tmp_path):
 
 def test_scale_dropout_and_flips_hit_the_share_asked_for(run):
     config = replace(
-        run, batch=4000, scale_dropout=0.6, flip=0.1, model=replace(run.model, scales=((1, 1),) * 3 + ((2, 2),))
+        run,
+        stages=(Stage(9, frames=1, batch=4000),),
+        scale_dropout=0.6,
+        flip=0.1,
+        model=replace(run.model, scales=((1, 1),) * 3 + ((2, 2),)),
     )
     keep, flip = corruption(config, 3)
     shares = [(keep == k).float().mean().item() for k in range(1, 5)]

@@ -7,6 +7,7 @@ not been.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +29,25 @@ from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedul
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Part of a run: `steps` steps of `batch` clips (per process) of `frames` frames.
+
+    What things look like is learned fastest from many single frames; motion then needs few clips.
+    """
+
+    steps: int
+    frames: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class TokenizerTraining:
     """A tokenizer run.
 
     Args:
         output: folder of the run: checkpoints, TensorBoard logs and, at the end, the model (`tokenizer/`).
         model, loss, optimizer, data: the parts.
-        steps: of the whole run.
-        batch: clips a step and process.
-        short_steps: so many steps at the start see short clips: what a frame looks like is learned from many of them.
-        short_frames, short_batch: frames of these clips and how many a step.
+        stages: one after another, under one learning-rate schedule.
         seed: of everything.
         scale_dropout: share of clips decoded from the first k scales only, k drawn evenly below all.
         flip: largest probability of a flipped bit; half of the clips have none.
@@ -53,11 +63,7 @@ class TokenizerTraining:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: ClipsConfig = field(default_factory=ClipsConfig)
-    steps: int = 3000
-    batch: int = 8
-    short_steps: int = 0
-    short_frames: int = 5
-    short_batch: int = 16
+    stages: tuple[Stage, ...] = (Stage(steps=3000, frames=17, batch=8),)
     seed: int = 0
     scale_dropout: float = 0.5
     flip: float = 0.05
@@ -68,6 +74,16 @@ class TokenizerTraining:
     checkpoint_every: int = 500
     evaluation_clips: int = 64
     stored_as: str = "float32"
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> int:
+        """Index of the stage that a step belongs to."""
+        ends = accumulate(stage.steps for stage in self.stages)
+        return next(index for index, end in enumerate(ends) if step < end)
 
 
 class Corruption(NamedTuple):
@@ -81,7 +97,7 @@ def corruption(config: TokenizerTraining, step: int, rank: int = 0) -> Corruptio
     """Draw scale dropout and flips of a step."""
     generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
     scales = len(config.model.scales)
-    batch = config.short_batch if step < config.short_steps else config.batch
+    batch = config.stages[config.stage_at(step)].batch
     drop, which, flipped, strength = torch.rand(4, batch, generator=generator)
     shortened = 1 + (which * (scales - 1)).long().clamp(max=max(0, scales - 2))
     keep = torch.where(drop < config.scale_dropout, shortened, scales)
@@ -117,12 +133,13 @@ def train(config: TokenizerTraining) -> Path:
     if (checkpoint := latest_checkpoint(config.output)) is not None:
         start = load_checkpoint(checkpoint, tokenizer, optimizer, average)["step"]
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = clip_batches(config.data, config.batch, config.seed, rank=rank, world=world)
-    short = replace(config.data, frames=config.short_frames)
-    short_batches = clip_batches(short, config.short_batch, config.seed, rank=rank, world=world)
+    batches = [
+        clip_batches(replace(config.data, frames=stage.frames), stage.batch, config.seed, rank=rank, world=world)
+        for stage in config.stages
+    ]
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for step in range(start, config.steps):
-            video = short_batches(step) if step < config.short_steps else batches(step)
+            video = batches[config.stage_at(step)](step)
             metrics = _step(accelerator, model, optimizer, video, config, step)
             average.update(tokenizer)
             log.step(step, metrics)
