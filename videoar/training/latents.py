@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, Attributes, caption_of, combinations
+from videoar.data.folder import VideoFolder
 from videoar.data.pixels import from_uint8
 from videoar.data.sprites import SpriteConfig, sample_batch
 from videoar.tokenizer import VideoTokenizer
-from videoar.training.clips import ClipsConfig, clip_batches
+from videoar.training.clips import ClipsConfig
 from videoar_kernels.reference.philox import philox_uniform
 
 
 class LatentBatch(NamedTuple):
-    """Latents (B, T, H, W, d) float32 and one caption a clip; a folder's clips have none ("")."""
+    """Latents (B, T, H, W, d) float32 and one caption a clip, "" where it has none."""
 
     latents: Tensor
     captions: list[str]
@@ -74,14 +77,30 @@ def encode_pool(
 def captioned_clips(
     data: ClipsConfig, batch: int, seed: int, *, split: str = "train"
 ) -> Callable[[int], tuple[Tensor, list[str]]]:
-    """A function from step number to videos (B, 3, T, H, W) in [-1, 1] and their captions."""
+    """A function from step number to videos (B, 3, T, H, W) in [-1, 1] and their captions; a folder has no splits."""
+    if data.kind == "folder":
+        source = _folder(data).sample_batch
+    else:
+        source = partial(sample_batch, split=split, config=SpriteConfig(frames=data.frames, size=data.size))
+
+    def draw(step: int) -> tuple[Tensor, list[str]]:
+        clips = source(batch, seed, step * batch)
+        return from_uint8(clips.video), clips.captions
+
+    return draw
+
+
+def all_captions(data: ClipsConfig) -> list[str]:
+    """Every caption that the data may show: what the word encoder's vocabulary is made of."""
     if data.kind == "sprites":
-        sprites = SpriteConfig(frames=data.frames, size=data.size)
+        return [
+            caption_of(Attributes(COLOURS[c.colour], SHAPES[c.shape], DIRECTIONS[c.direction], speed))
+            for c in combinations()
+            for speed in SPEEDS
+        ]
+    folder = _folder(data)
+    return [folder.captions[path] for path in folder.clips]
 
-        def draw(step: int) -> tuple[Tensor, list[str]]:
-            clips = sample_batch(batch, seed, step * batch, split=split, config=sprites)
-            return from_uint8(clips.video), clips.captions
 
-        return draw
-    videos = clip_batches(data, batch, seed)
-    return lambda step: (videos(step), [""] * batch)
+def _folder(data: ClipsConfig) -> VideoFolder:
+    return VideoFolder(data.path, frames=data.frames, size=data.size, fps=data.rate)

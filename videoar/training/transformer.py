@@ -21,14 +21,14 @@ from videoar.next_scale.correction import CorrectionConfig, flip_probabilities
 from videoar.next_scale.frame_mask import random_frame_keep
 from videoar.next_scale.inputs import TeacherInputs, teacher_inputs
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
-from videoar.next_scale.text import Conditioner, WordEncoder, WordEncoderConfig
+from videoar.next_scale.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar.tokenizer import VideoTokenizer
 from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
 from videoar.training.heldout import caption_losses, heldout_latents, measured_adherence
-from videoar.training.latents import LatentBatch, captioned_clips, encode_pool
+from videoar.training.latents import LatentBatch, all_captions, captioned_clips, encode_pool
 from videoar.training.logging import RunLog
 from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedule
 from videoar_kernels import bit_cross_entropy
@@ -156,9 +156,8 @@ def train(config: TransformerTraining) -> Path:
 def build_objective(config: TransformerTraining, tokenizer: VideoTokenizer) -> TransformerObjective:
     """The transformer at the tokenizer's bits and scales, with the word encoder of the data's captions."""
     shape = config.model.replace(bits=tokenizer.config.bits, scales=tokenizer.config.scales)
-    _, captions = captioned_clips(config.data, 1024 if config.data.kind == "sprites" else 1, config.seed)(0)
-    words = sorted({word for caption in captions for word in caption.lower().split()})
-    text = WordEncoder(WordEncoderConfig(tuple(words), shape.text_width, shape.text_len))
+    words = WordTokenizer.from_captions(all_captions(config.data), shape.text_len).words
+    text = WordEncoder(WordEncoderConfig(words, shape.text_width, shape.text_len))
     transformer = NextScaleTransformer(shape)
     transformer.checkpoint_blocks = config.gradient_checkpointing
     return TransformerObjective(transformer, text, config.scale_weight)
