@@ -125,6 +125,17 @@ def test_stages_follow_each_other_and_a_killed_run_resumes_inside_one(run, losse
     assert shapes == [(5, 3, 1, 32, 32)] * 3 + [(2, 3, 5, 32, 32)] * 2 + [(1, 3, 9, 32, 32)]
 
 
+def test_a_decoder_stage_leaves_every_bit_as_it_was(run, losses):
+    stage = Stage(steps=2, frames=5, batch=2)
+    before = VideoTokenizer.from_pretrained(train(replace(run, stages=(stage,), average=0.0)))
+    after = VideoTokenizer.from_pretrained(
+        train(replace(run, stages=(stage, replace(stage, decoder_only=True)), average=0.0))
+    )
+    assert len(losses) == 4, "the second run goes on from the first"
+    for name, weight in before.state_dict().items():
+        assert torch.equal(weight, after.state_dict()[name]) != name.startswith("decoder."), name
+
+
 def test_a_folder_of_clips_is_trained_on(run, losses, tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()

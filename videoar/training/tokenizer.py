@@ -32,12 +32,14 @@ from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedul
 class Stage:
     """Part of a run: `steps` steps of `batch` clips (per process) of `frames` frames.
 
-    What things look like is learned fastest from many single frames; motion then needs few clips.
+    What things look like is learned fastest from many single frames; motion then needs few clips. `decoder_only`
+    freezes the encoder, so that the bits, and every transformer trained on them, stay as they are.
     """
 
     steps: int
     frames: int
     batch: int
+    decoder_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ def train(config: TokenizerTraining) -> Path:
     ]
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for step in range(start, config.steps):
-            video = batches[config.stage_at(step)](step)
+            stage = config.stage_at(step)
+            tokenizer.encoder.requires_grad_(not config.stages[stage].decoder_only)
+            tokenizer.gain.requires_grad_(not config.stages[stage].decoder_only)
+            video = batches[stage](step)
             metrics = _step(accelerator, model, optimizer, video, config, step)
             average.update(tokenizer)
             log.step(step, metrics)
