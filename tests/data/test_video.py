@@ -175,6 +175,17 @@ def test_frame_size_may_change_midway_if_a_size_is_given(tmp_path):
         read_video(both)
 
 
+def test_a_damaged_timestamp_does_not_fill_memory_with_repeats(tmp_path):
+    path = make_video(tmp_path / "a.mkv", 6, times=[0, 0.04, 0.08, 9e6, 9e6 + 0.04, 9e6 + 0.08], b_frames=0)
+    data = bytearray(path.read_bytes())
+    duration = data.index(b"\x44\x89\x88") + 3  # Matroska's Duration, milliseconds
+    data[duration : duration + 8] = struct.pack(">d", 240.0)
+    path.write_bytes(data)
+    assert numbers(read_video(path, 2, fps=25).frames) == [0, 1]
+    with pytest.raises(VideoError, match=r"a\.mkv: is damaged: there is nothing to show from 0\.12 to 9000000"):
+        read_video(path, fps=25)
+
+
 def test_audio_beside_the_video_is_ignored(tmp_path):
     path = make_video(tmp_path / "a.mp4", 10, audio="aac")
     assert numbers(read_video(path).frames) == list(range(10))
@@ -254,8 +265,9 @@ def test_truncated_files_give_true_frames_or_an_error(tmp_path, kind):
                 assert str(cut) in str(error)
                 continue
             assert len(frames) <= (wanted or 30)
-            if wanted:
-                assert torch.equal(frames, whole[: len(frames)])
+            # A bare stream does not say how long its last frame is; a decoder makes do with a part of it.
+            sure = len(frames) - (suffix in ("ts", "h264", "mpg"))
+            assert torch.equal(frames[:sure], whole[:sure])
             survived += 1
     assert survived > 0 or suffix in ("mp4", "mov")  # their table of frames stands at the end
 

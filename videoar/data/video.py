@@ -37,6 +37,8 @@ __all__ = [
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 
+_LONGEST_GAP = 600.0  # seconds between frames; a longer one in a shorter file is a damaged timestamp
+
 Size = int | tuple[int, int]
 
 
@@ -194,7 +196,7 @@ def _on_display(path: Path, start: float, fps: float | None) -> Iterator[_Moment
     count, end = 0, 0.0
     for moment, tolerance, moment_end in _decoded_from(path, start):
         if fps is None:
-            if moment.seconds >= start - tolerance:
+            if start == 0 or moment.seconds >= start - tolerance:
                 yield moment
             continue
         end = moment_end
@@ -230,6 +232,8 @@ def _decoded(path: Path, container, stream, seek: float | None = None) -> Iterat
     tolerance = min(tick / 2, 1e-3) + 1e-6
     # AVI has decoding times only, which FFmpeg hands on as if they were presentation times.
     stamp = "dts" if container.format.name == "avi" else "pts"
+    declared = float(stream.duration * tick) if stream.duration else 0.0
+    longest = max(declared, (container.duration or 0) / 1e6, _LONGEST_GAP)
     origin = stream.start_time if stamp == "pts" else None
     if seek is not None:
         if origin is None:
@@ -245,9 +249,10 @@ def _decoded(path: Path, container, stream, seek: float | None = None) -> Iterat
             return  # nothing tells where the seek has landed
         origin = ticks if origin is None else origin
         seconds = (ticks - origin) * tick if ticks is not None else end or 0.0
+        if end is not None and seconds - end > longest:
+            raise VideoError(path, f"is damaged: there is nothing to show from {end:.2f} to {seconds:.2f} seconds")
         end = seconds + (float((frame.duration or 0) * tick) or 1 / rate)
         yield _Moment(path, frame, seconds, aspect), tolerance, end
-    declared = float(stream.duration * tick) if stream.duration else 0.0
     if end is not None and end < declared - max(3 / rate, 0.02 * declared):
         raise VideoError(path, f"is truncated: it ends after {end:.2f} of {declared:.2f} seconds")
 
