@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import mask_views
+from . import mask_layouts, mask_ranges, mask_views
+from .mask_layouts import Layout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch.nn.attention.flex_attention import BlockMask
-
-_MAX_LENGTH = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,30 +89,7 @@ class RangeMask:
 
         Source: paper S, Eq. 5 and 9.
         """
-        name = "multiscale"
-        _check_lengths(name, text_len=text_len, frames=frames)
-        _check_window(name, window)
-        sizes = _positive(name, "scales", [h * w for h, w in scales])
-        ends = np.cumsum(sizes)
-        steps, tokens = len(sizes), int(ends[-1])
-        batch, samples, runs = _earlier_frames(name, frames, window, frame_keep)
-
-        sample, frame, step = np.indices((samples, frames, steps)).reshape(3, -1)
-        frame_start = text_len + frame * tokens
-        rows = np.stack([sample, frame_start + (ends - sizes)[step], frame_start + ends[step]], 1)
-        own = np.stack([np.arange(len(rows)), frame_start, frame_start + ends[step]], 1)
-        run_sample, run_frame, run_first, run_last = runs
-        run_row = ((run_sample * frames + run_frame) * steps)[:, None] + np.arange(steps)
-        earlier = np.stack(
-            [
-                run_row.ravel(),
-                np.repeat(text_len + run_first * tokens, steps),
-                np.repeat(text_len + run_last * tokens, steps),
-            ],
-            1,
-        )
-        length = text_len + frames * tokens
-        return _with_text(name, length, text_len, batch, rows, np.concatenate([own, earlier]))
+        return _arrange("multiscale", mask_layouts.multiscale(text_len, frames, scales, window, frame_keep))
 
     @staticmethod
     def units(
@@ -138,26 +114,7 @@ class RangeMask:
 
         Source: paper U, Sec. 3.3.
         """
-        name = "units"
-        offsets = _unit_offsets(name, unit_lens, text_len, window, sink)
-        if direction not in ("forward", "backward", "full"):
-            raise ValueError(f'RangeMask.units: expected direction "forward", "backward" or "full", got {direction!r}')
-        count = len(offsets) - 1
-        unit = np.arange(count)
-        rows = np.stack([np.zeros_like(unit), offsets[:-1], offsets[1:]], 1)
-        ranges = []
-        reach = count if window is None else window
-        if direction != "backward":
-            ranges += [
-                np.stack([unit, offsets[np.maximum(unit - reach, 0)], offsets[unit + 1]], 1),
-                np.stack([unit, np.full(count, offsets[0]), offsets[np.minimum(sink, unit + 1)]], 1),
-            ]
-        if direction != "forward":
-            ranges += [
-                np.stack([unit, offsets[unit], offsets[np.minimum(unit + reach + 1, count)]], 1),
-                np.stack([unit, offsets[np.maximum(count - sink, unit)], np.full(count, offsets[-1])], 1),
-            ]
-        return _with_text(name, int(offsets[-1]), text_len, None, rows, np.concatenate(ranges))
+        return _arrange("units", mask_layouts.units(unit_lens, text_len, window, sink, direction))
 
     @staticmethod
     def teacher_forcing(
@@ -178,22 +135,7 @@ class RangeMask:
 
         Source: paper U, Sec. 3.2.
         """
-        name = "teacher_forcing"
-        clean = _unit_offsets(name, unit_lens, text_len, window, sink)
-        noisy = clean + (clean[-1] - clean[0])
-        count = len(clean) - 1
-        unit = np.arange(count)
-        first = np.maximum(unit - (count if window is None else window), 0)
-        start = np.full(count, clean[0])
-        rows = np.concatenate([np.stack([np.zeros_like(unit), copy[:-1], copy[1:]], 1) for copy in (clean, noisy)])
-        ranges = [
-            np.stack([unit, clean[first], clean[unit + 1]], 1),
-            np.stack([unit, start, clean[np.minimum(sink, unit + 1)]], 1),
-            np.stack([unit + count, clean[first], clean[unit]], 1),
-            np.stack([unit + count, start, clean[np.minimum(sink, unit)]], 1),
-            np.stack([unit + count, noisy[:-1], noisy[1:]], 1),
-        ]
-        return _with_text(name, int(noisy[-1]), text_len, None, rows, np.concatenate(ranges))
+        return _arrange("teacher_forcing", mask_layouts.teacher_forcing(unit_lens, text_len, window, sink))
 
     @staticmethod
     def from_ranges(
@@ -250,7 +192,7 @@ class RangeMask:
         visible = dense.detach().cpu().numpy()
         visible = visible if dense.dim() == 3 else visible[None]
         q_len, k_len = visible.shape[1:]
-        sample, query, first, last = _runs(visible)
+        sample, query, first, last = mask_ranges.runs(visible)
         row = sample * q_len + query
         queries = np.arange(visible.shape[0] * q_len)
         rows = np.stack([queries // max(q_len, 1), queries % max(q_len, 1), queries % max(q_len, 1) + 1], 1)
@@ -362,130 +304,11 @@ class RangeMask:
         )
 
 
-def _check_lengths(name: str, **lengths: int) -> None:
-    for what, value in lengths.items():
-        if not 0 <= value <= _MAX_LENGTH:
-            raise ValueError(f"RangeMask.{name}: expected {what} between 0 and {_MAX_LENGTH}, got {value}")
-
-
-def _check_window(name: str, window: int | None) -> None:
-    if window is not None and window < 0:
-        raise ValueError(f"RangeMask.{name}: expected window of at least 0 or None, got {window}")
-
-
-def _positive(name: str, what: str, sizes: Sequence[int]) -> np.ndarray:
-    sizes = np.asarray(sizes, np.int64)
-    if sizes.ndim != 1 or len(sizes) == 0 or (sizes < 1).any():
-        raise ValueError(f"RangeMask.{name}: expected {what} to be a list of sizes of at least 1, got {sizes.tolist()}")
-    return sizes
-
-
-def _unit_offsets(name: str, unit_lens: Sequence[int], text_len: int, window: int | None, sink: int) -> np.ndarray:
-    _check_lengths(name, text_len=text_len, sink=sink)
-    _check_window(name, window)
-    sizes = _positive(name, "unit_lens", unit_lens)
-    return text_len + np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _earlier_frames(
-    name: str, frames: int, window: int | None, frame_keep: Tensor | np.ndarray | Sequence | None
-) -> tuple[int | None, int, np.ndarray]:
-    """Runs of earlier frames each frame sees: int (4, runs) of sample, frame, first, last + 1."""
-    frame = np.arange(frames)
-    oldest = np.maximum(frame - (frames if window is None else window), 0)
-    if frame_keep is None:
-        return None, 1, np.stack([np.zeros_like(frame), frame, oldest, frame])
-    keep = frame_keep.detach().cpu().numpy() if isinstance(frame_keep, Tensor) else np.asarray(frame_keep)
-    keep = keep.astype(bool)
-    if keep.ndim not in (2, 3) or keep.shape[-2:] != (frames, frames):
-        raise ValueError(
-            f"RangeMask.{name}: expected frame_keep of shape ({frames}, {frames}) or (batch, {frames}, {frames}), "
-            f"got {keep.shape}"
-        )
-    batch = keep.shape[0] if keep.ndim == 3 else None
-    visible = keep & (frame >= oldest[:, None]) & (frame < frame[:, None])
-    runs = _runs(visible.reshape(-1, frames, frames))
-    return batch, 1 if batch is None else batch, runs
-
-
-def _runs(visible: np.ndarray) -> np.ndarray:
-    """Maximal runs along the last axis of a bool (a, b, n): int (4, runs) of a, b, first, last + 1."""
-    edges = np.diff(visible.astype(np.int8), axis=-1, prepend=0, append=0)
-    first, last = np.argwhere(edges == 1), np.argwhere(edges == -1)
-    return np.concatenate([first, last[:, 2:]], 1).T
-
-
-def _with_text(
-    name: str, length: int, text_len: int, batch: int | None, rows: np.ndarray, ranges: np.ndarray
-) -> RangeMask:
-    """Add the text prefix: everybody sees it, and it sees only itself."""
-    samples = np.arange(1 if batch is None else batch)
-    text_rows = np.stack([samples, np.zeros_like(samples), np.full_like(samples, text_len)], 1)
-    rows = np.concatenate([rows, text_rows])
-    everybody = np.arange(len(rows))
-    text = np.stack([everybody, np.zeros_like(everybody), np.full_like(everybody, text_len)], 1)
-    return _canonical(name, length, length, batch, rows, np.concatenate([ranges, text]))
+def _arrange(name: str, layout: Layout) -> RangeMask:
+    return _canonical(name, layout.length, layout.length, layout.batch, layout.rows, layout.ranges)
 
 
 def _canonical(name: str, q_len: int, k_len: int, batch: int | None, rows: np.ndarray, ranges: np.ndarray) -> RangeMask:
-    """Build the canonical mask from rows (sample, q_start, q_stop) and ranges (row, k_start, k_stop), in any order."""
-    _check_lengths(name, q_len=q_len, k_len=k_len)
-    row, k_start, k_stop = _merge_ranges(ranges[ranges[:, 2] > ranges[:, 1]], k_len)
-
-    counts = np.bincount(row, minlength=len(rows))
-    live = np.flatnonzero((counts > 0) & (rows[:, 2] > rows[:, 1]))
-    live = live[np.lexsort((rows[live, 1], rows[live, 0]))]
-    begin = (np.cumsum(counts) - counts)[live]
-    counts = counts[live]
-    pointer = np.concatenate([[0], np.cumsum(counts)])
-    pick = np.repeat(begin - pointer[:-1], counts) + np.arange(pointer[-1])
-    keys = np.stack([k_start[pick], k_stop[pick]], 1)
-    sample, q_start, q_stop = rows[live].T
-    touching = sample[1:] == sample[:-1]
-    overlap = touching & (q_start[1:] < q_stop[:-1])
-    if overlap.any():
-        at = int(np.argmax(overlap))
-        raise ValueError(
-            f"RangeMask.{name}: expected disjoint query ranges, got ({q_start[at]}, {q_stop[at]}) and "
-            f"({q_start[at + 1]}, {q_stop[at + 1]})"
-        )
-
-    # A row that continues its predecessor with the same keys joins it.
-    joins = np.zeros(len(live), bool)
-    if len(live) > 1:
-        joins[1:] = touching & (q_start[1:] == q_stop[:-1]) & (counts[1:] == counts[:-1])
-        previous = np.maximum(np.arange(len(keys)) - np.repeat(counts, counts), 0)
-        differs = (keys != keys[previous]).any(1)
-        joins &= ~np.logical_or.reduceat(differs, pointer[:-1])
-    heads = np.flatnonzero(~joins)
-    tails = np.append(heads[1:], len(live)) - 1
-    samples = 1 if batch is None else batch
-    sizes = np.bincount(sample[heads], minlength=samples)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int32))
-
-    return RangeMask(
-        int(q_len),
-        int(k_len),
-        batch,
-        tensor(np.concatenate([[0], np.cumsum(sizes)])),
-        tensor(np.stack([q_start[heads], q_stop[tails]], 1) if len(heads) else np.zeros((0, 2))),
-        tensor(np.concatenate([[0], np.cumsum(counts[heads])])),
-        tensor(keys[~np.repeat(joins, counts)]),
-    )
-
-
-def _merge_ranges(ranges: np.ndarray, k_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort each row's key ranges and merge those that overlap or touch."""
-    # All rows on one number line, a gap of one between them, so that one running maximum serves all.
-    shift = ranges[:, 0] * (k_len + 1)
-    begin, end = ranges[:, 1] + shift, ranges[:, 2] + shift
-    order = np.argsort(begin, kind="stable")
-    begin, end = begin[order], np.maximum.accumulate(end[order])
-    starts_new = np.ones(len(begin), bool)
-    starts_new[1:] = begin[1:] > end[:-1]
-    first = np.flatnonzero(starts_new)
-    last = np.append(first[1:], len(begin)) - 1 if len(first) else first
-    row, k_start = np.divmod(begin[first], k_len + 1)
-    return row, k_start, end[last] - row * (k_len + 1)
+    mask_layouts.check_lengths(name, q_len=q_len, k_len=k_len)
+    arrays = mask_ranges.canonical(name, 1 if batch is None else batch, k_len, rows, ranges)
+    return RangeMask(int(q_len), int(k_len), batch, *arrays)

@@ -1,0 +1,87 @@
+"""Arithmetic on lists of ranges: sort, merge and join them into the canonical form of a RangeMask."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def canonical(name: str, samples: int, k_len: int, rows: np.ndarray, ranges: np.ndarray) -> tuple[Tensor, ...]:
+    """The arrays of a RangeMask.
+
+    Args:
+        name: the constructor, for the error message.
+        samples: number of masks.
+        k_len: number of keys.
+        rows: int (n, 3) of sample, q_start, q_stop, in any order.
+        ranges: int (m, 3) of row, k_start, k_stop, in any order; they may overlap, touch or be empty.
+
+    Returns:
+        batch_ptr, q_ranges, key_ptr and key_ranges, int32.
+
+    Raises:
+        ValueError: query ranges of one sample overlap.
+    """
+    row, k_start, k_stop = _merge_ranges(ranges[ranges[:, 2] > ranges[:, 1]], k_len)
+
+    counts = np.bincount(row, minlength=len(rows))
+    live = np.flatnonzero((counts > 0) & (rows[:, 2] > rows[:, 1]))
+    live = live[np.lexsort((rows[live, 1], rows[live, 0]))]
+    begin = (np.cumsum(counts) - counts)[live]
+    counts = counts[live]
+    pointer = np.concatenate([[0], np.cumsum(counts)])
+    pick = np.repeat(begin - pointer[:-1], counts) + np.arange(pointer[-1])
+    keys = np.stack([k_start[pick], k_stop[pick]], 1)
+    sample, q_start, q_stop = rows[live].T
+    touching = sample[1:] == sample[:-1]
+    overlap = touching & (q_start[1:] < q_stop[:-1])
+    if overlap.any():
+        at = int(np.argmax(overlap))
+        raise ValueError(
+            f"RangeMask.{name}: expected disjoint query ranges, got ({q_start[at]}, {q_stop[at]}) and "
+            f"({q_start[at + 1]}, {q_stop[at + 1]})"
+        )
+
+    # A row that continues its predecessor with the same keys joins it.
+    joins = np.zeros(len(live), bool)
+    if len(live) > 1:
+        joins[1:] = touching & (q_start[1:] == q_stop[:-1]) & (counts[1:] == counts[:-1])
+        previous = np.maximum(np.arange(len(keys)) - np.repeat(counts, counts), 0)
+        differs = (keys != keys[previous]).any(1)
+        joins &= ~np.logical_or.reduceat(differs, pointer[:-1])
+    heads = np.flatnonzero(~joins)
+    tails = np.append(heads[1:], len(live)) - 1
+    sizes = np.bincount(sample[heads], minlength=samples)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.int32))
+
+    return (
+        tensor(np.concatenate([[0], np.cumsum(sizes)])),
+        tensor(np.stack([q_start[heads], q_stop[tails]], 1) if len(heads) else np.zeros((0, 2))),
+        tensor(np.concatenate([[0], np.cumsum(counts[heads])])),
+        tensor(keys[~np.repeat(joins, counts)]),
+    )
+
+
+def _merge_ranges(ranges: np.ndarray, k_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort each row's key ranges and merge those that overlap or touch."""
+    # All rows on one number line, a gap of one between them, so that one running maximum serves all.
+    shift = ranges[:, 0] * (k_len + 1)
+    begin, end = ranges[:, 1] + shift, ranges[:, 2] + shift
+    order = np.argsort(begin, kind="stable")
+    begin, end = begin[order], np.maximum.accumulate(end[order])
+    starts_new = np.ones(len(begin), bool)
+    starts_new[1:] = begin[1:] > end[:-1]
+    first = np.flatnonzero(starts_new)
+    last = np.append(first[1:], len(begin)) - 1 if len(first) else first
+    row, k_start = np.divmod(begin[first], k_len + 1)
+    return row, k_start, end[last] - row * (k_len + 1)
+
+
+def runs(visible: np.ndarray) -> np.ndarray:
+    """Maximal runs along the last axis of a bool (a, b, n): int (4, runs) of a, b, first, last + 1."""
+    edges = np.diff(visible.astype(np.int8), axis=-1, prepend=0, append=0)
+    first, last = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return np.concatenate([first, last[:, 2:]], 1).T
