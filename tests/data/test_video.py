@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from video_files import CLIPS, STEP, grey_frames, make_audio, make_video, numbers
 
-from videoar.data import video
+from videoar.data import video_decoder
 from videoar.data.video import VideoError, probe_video, read_image, read_last_frames, read_video, write_video
 
 KINDS = [
@@ -101,8 +101,10 @@ def test_reading_ends_with_the_file_and_says_so_by_fewer_frames(tmp_path):
 
 def test_long_videos_are_not_decoded_beyond_what_is_asked(tmp_path, monkeypatch):
     path = make_video(tmp_path / "a.mp4", grey_frames(2000, 16, 16) % 251, gop=10)
-    decoded, original = [], video._frames
-    monkeypatch.setattr(video, "_frames", lambda *a: (decoded.append(1) or frame for frame in original(*a)))
+    decoded, original = [], video_decoder.decoded_frames
+    monkeypatch.setattr(
+        video_decoder, "decoded_frames", lambda *a: (decoded.append(1) or frame for frame in original(*a))
+    )
     read_video(path, 17, start=70.0, fps=25)
     read_last_frames(path, 5)
     assert len(decoded) < 150
