@@ -142,8 +142,7 @@ def train(config: TokenizerTraining) -> Path:
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for step in range(start, config.steps):
             stage = config.stage_at(step)
-            tokenizer.encoder.requires_grad_(not config.stages[stage].decoder_only)
-            tokenizer.gain.requires_grad_(not config.stages[stage].decoder_only)
+            _freeze_encoder(tokenizer, average, config, step)
             video = batches[stage](step)
             metrics = _step(accelerator, model, optimizer, video, config, step)
             average.update(tokenizer)
@@ -180,6 +179,16 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
+
+
+def _freeze_encoder(tokenizer: VideoTokenizer, average: WeightAverage, config: TokenizerTraining, step: int) -> None:
+    """Freeze or free the encoder for this step's stage; what is frozen are its averaged weights, the ones that stay."""
+    stage = config.stage_at(step)
+    frozen = config.stages[stage].decoder_only
+    if frozen and step and not config.stages[config.stage_at(step - 1)].decoder_only:
+        tokenizer.load_state_dict(average.weights)
+    tokenizer.encoder.requires_grad_(not frozen)
+    tokenizer.gain.requires_grad_(not frozen)
 
 
 def _averaged(average: WeightAverage, config: TokenizerTraining) -> VideoTokenizer:
