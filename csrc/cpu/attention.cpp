@@ -35,23 +35,30 @@ struct QueryTile {
 
   template <int kRows>
   void block(int64_t start) {
-    Vec<A> s[kRows][kVectors] = {};
+    Vec<A> s[kRows][kVectors];
+    clear<A, kVectors, kRows>(s);
     multiply_add<A, kVectors, kRows>(s, keys + start * stride, stride, 1, query, kWidth, head_dim);
     if (seen) {
+#pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) s[m][j] = seen->m[j] ? s[m][j] : splat(-A(__builtin_inf()));
     }
     Vec<A> top[kVectors];
     Mask<A> exceeds{};
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
       top[j] = s[0][j];
+#pragma GCC unroll 16
       for (int m = 1; m < kRows; ++m) top[j] = vmax<A>(top[j], s[m][j]);
       exceeds |= top[j] > reference[j] + A(kHeadroom);
     }
     if (__builtin_expect(any(exceeds), 0)) raise(top, offset + int(start));
     A* w = weights + (offset + start) * kWidth;
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
       Vec<A> added{};
+#pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         const Vec<A> weight = exp2_weight(s[m][j] - reference[j]);
         added += weight;
@@ -62,11 +69,12 @@ struct QueryTile {
   }
 
   // Raises the reference of the lanes that need it and rescales all that was summed under the old one.
-  __attribute__((noinline)) void raise(const Vec<A>* top, int rows) {
+  __attribute__((noinline)) void raise(const Vec<A> (&tops)[kVectors], int rows) {
     for (int j = 0; j < kVectors; ++j) {
-      const Mask<A> higher = top[j] > reference[j] + A(kHeadroom);
-      const Vec<A> factor = higher ? exp2_weight(reference[j] - top[j]) : splat(A(1));
-      reference[j] = higher ? top[j] : reference[j];
+      const Vec<A> top = tops[j];
+      const Mask<A> higher = top > reference[j] + A(kHeadroom);
+      const Vec<A> factor = higher ? exp2_weight(reference[j] - top) : splat(A(1));
+      reference[j] = higher ? top : reference[j];
       total[j] *= factor;
       for (int i = 0; i < rows; ++i) {
         A* w = weights + i * kWidth + j * kLanes<A>;
@@ -141,12 +149,7 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h) {
     lse[i] = total == 0 ? -A(__builtin_inf()) : (reference + A(__builtin_log2(total))) * A(1 / kLog2E);
   }
   for (int i = count; i < kWidth; ++i) inverse[i] = 0;
-  for (int64_t d = 0; d < width; ++d)
-    for (int j = 0; j < kVectors; ++j) {
-      A* x = state.sum + d * kWidth + j * kLanes<A>;
-      store(x, load(x) * load(inverse + j * kLanes<A>));
-    }
-  unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, A(1));
+  unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, inverse);
 }
 
 template <class T>

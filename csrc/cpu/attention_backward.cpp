@@ -47,19 +47,25 @@ struct KeyTile {
     A* w = weights + (offset + start) * kWidth;
     A* g = slopes + (offset + start) * kWidth;
     {
-      Vec<A> s[kRows][kVectors] = {};
+      Vec<A> s[kRows][kVectors];
+      clear<A, kVectors, kRows>(s);
       multiply_add<A, kVectors, kRows>(s, head->q + row * head->q_stride, head->q_stride, 1, key, kWidth, head_dim);
+#pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) {
           Vec<A> weight = exp2_weight(s[m][j] - splat(head->lse[row + m]));
           if (seen) weight = seen->m[j] ? weight : Vec<A>{};
           store(w + m * kWidth + j * kLanes<A>, weight);
         }
     }
-    Vec<A> s[kRows][kVectors] = {};
+    Vec<A> s[kRows][kVectors];
+    clear<A, kVectors, kRows>(s);
     multiply_add<A, kVectors, kRows>(s, head->grad_out + row * head->grad_stride, head->grad_stride, 1, value, kWidth,
                                      head_dim);
+#pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
         Vec<A> slope = load(w + m * kWidth + j * kLanes<A>) * (s[m][j] - splat(head->delta[row + m]));
         if (seen) slope = seen->m[j] ? slope : Vec<A>{};
@@ -79,11 +85,9 @@ struct QueryGradient {
   template <int kRows>
   void block(int64_t row) {
     Vec<A> c[kRows][kVectors];
-    for (int m = 0; m < kRows; ++m)
-      for (int j = 0; j < kVectors; ++j) c[m][j] = load(grad_q + (row + m) * head_dim + j * kLanes<A>);
+    load_block<A, kVectors, kRows>(c, grad_q + row * head_dim, head_dim);
     multiply_add<A, kVectors, kRows>(c, slopes + row * slope_stride, slope_stride, 1, keys, key_stride, key_count);
-    for (int m = 0; m < kRows; ++m)
-      for (int j = 0; j < kVectors; ++j) store(grad_q + (row + m) * head_dim + j * kLanes<A>, c[m][j]);
+    store_block<A, kVectors, kRows>(grad_q + row * head_dim, head_dim, c);
   }
 };
 
@@ -183,10 +187,13 @@ void differentiate(const AttentionBackwardParams& p, const Tile& tile, int64_t b
     }
   }
   if (filled) flush();
+  A factors[kWidth];
+  for (A& factor : factors) factor = A(p.shape.scale);
   unpack(rows_of<T>(p.grad_k, b, kv_head) + tile.begin * p.grad_k.row, p.grad_k.row, grad_key, kWidth, count, width,
-         A(p.shape.scale));
+         factors);
+  for (A& factor : factors) factor = 1;
   unpack(rows_of<T>(p.grad_v, b, kv_head) + tile.begin * p.grad_v.row, p.grad_v.row, grad_value, kWidth, count, width,
-         A(1));
+         factors);
 }
 
 // lse in base 2, and delta = rowsum(grad_out * out) - grad_lse.
@@ -216,12 +223,22 @@ void write_query_gradient(const AttentionBackwardParams& p, int64_t b, int64_t h
   using A = Accumulator<T>;
   const int64_t width = p.shape.head_dim;
   T* rows = rows_of<T>(p.grad_q, b, h);
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t d = 0; d < width; ++d) {
-      A sum = 0;
-      for (int64_t c = 0; c < shares; ++c) sum += grad_q[c * share_stride + i * width + d];
-      rows[i * p.grad_q.row + d] = from_float<T>(sum * A(p.shape.scale));
+  const A scale = A(p.shape.scale);
+  for (int64_t i = begin; i < end; ++i) {
+    const A* from = grad_q + i * width;
+    T* to = rows + i * p.grad_q.row;
+    int64_t d = 0;
+    for (; d + kLanes<A> <= width; d += kLanes<A>) {
+      Vec<A> sum = load(from + d);
+      for (int64_t c = 1; c < shares; ++c) sum += load(from + c * share_stride + d);
+      store(to + d, sum * scale);
     }
+    for (; d < width; ++d) {
+      A sum = from[d];
+      for (int64_t c = 1; c < shares; ++c) sum += from[c * share_stride + d];
+      to[d] = from_float<T>(sum * scale);
+    }
+  }
 }
 
 template <class T>

@@ -50,8 +50,8 @@ inline bool any(Mask<double> m) {
 
 // 2^x for x <= 127, and 0 below -126.
 inline Vec<float> exp2_weight(Vec<float> x) {
-  // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
-  const Vec<float> magic = splat(12582912.0f);
+  // Adding 1.5 * 2^23 + 127 rounds to the nearest integer n and leaves n + 127, 2^n's exponent, in the low bits.
+  const Vec<float> magic = splat(12583039.0f);
   const Mask<float> alive = !(x < -126.0f);  // true for NaN, which must come through
   const Vec<float> shifted = x + magic;
   const Vec<float> r = x - (shifted - magic);
@@ -62,13 +62,36 @@ inline Vec<float> exp2_weight(Vec<float> x) {
   y = y * r + 2.402265069591007e-1f;
   y = y * r + 6.931471805599453e-1f;
   y = y * r + 1.0f;
-  const Mask<float> scaled = (Mask<float>)y + ((Mask<float>)shifted << 23);
-  return (Vec<float>)(alive & scaled);
+  const Vec<float> power = (Vec<float>)((Mask<float>)shifted << 23);
+  return (Vec<float>)(alive & (Mask<float>)(y * power));
 }
 __attribute__((noinline)) inline Vec<double> exp2_weight(Vec<double> x) {
   Vec<double> y{};
   for (int i = 0; i < kLanes<double>; ++i) y[i] = __builtin_exp2(x[i]);
   return y;
+}
+
+// Registers only: an initialiser or a rolled loop would put the block in memory.
+template <class A, int kVectors, int kRows>
+inline void clear(Vec<A> (&c)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) c[m][j] = Vec<A>{};
+}
+template <class A, int kVectors, int kRows>
+inline void load_block(Vec<A> (&c)[kRows][kVectors], const A* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) c[m][j] = load(from + m * stride + j * kLanes<A>);
+}
+template <class A, int kVectors, int kRows>
+inline void store_block(A* to, int64_t stride, const Vec<A> (&c)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) store(to + m * stride + j * kLanes<A>, c[m][j]);
 }
 
 // c[m][:] += sum over t of a[m * row + t * step] * b[t * b_step + :], for kRows values of m and kVectors vectors.
@@ -113,8 +136,9 @@ struct LaneMasks {
   Mask<A> m[kVectors];
 
   explicit LaneMasks(uint64_t lanes) {
-    for (int j = 0; j < kVectors; ++j)
-      for (int i = 0; i < kLanes<A>; ++i) m[j][i] = -int((lanes >> (j * kLanes<A> + i)) & 1);
+    Mask<A> bit;
+    for (int i = 0; i < kLanes<A>; ++i) bit[i] = 1 << i;
+    for (int j = 0; j < kVectors; ++j) m[j] = ((Mask<A>{} + int(lanes >> (j * kLanes<A>)&0xffff)) & bit) != 0;
   }
 };
 
@@ -130,8 +154,7 @@ struct Accumulate {
   template <int kRows>
   void block(int64_t d) {
     Vec<A> c[kRows][kVectors];
-    for (int m = 0; m < kRows; ++m)
-      for (int j = 0; j < kVectors; ++j) c[m][j] = load(accumulator + (d + m) * kWidth + j * kLanes<A>);
+    load_block<A, kVectors, kRows>(c, accumulator + d * kWidth, kWidth);
     const A* w = weights;
     for (int i = 0; i < run_count; ++i) {
       const Run<A>& run = runs[i];
@@ -140,15 +163,16 @@ struct Accumulate {
       } else {
         const LaneMasks<A, kVectors> seen(run.lanes);
         for (int t = 0; t < run.count; ++t)
+#pragma GCC unroll 16
           for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
             for (int j = 0; j < kVectors; ++j)
               c[m][j] += (Vec<A>)(seen.m[j] & (Mask<A>)splat(run.data[t * run.stride + d + m])) *
                          load(w + t * kWidth + j * kLanes<A>);
       }
       w += run.count * kWidth;
     }
-    for (int m = 0; m < kRows; ++m)
-      for (int j = 0; j < kVectors; ++j) store(accumulator + (d + m) * kWidth + j * kLanes<A>, c[m][j]);
+    store_block<A, kVectors, kRows>(accumulator + d * kWidth, kWidth, c);
   }
 };
 
@@ -191,23 +215,64 @@ inline const Accumulator<T>* widen(const T* rows, int64_t& stride, int64_t count
   }
 }
 
-// Transposes `count` rows into lanes: packed[d][lane] = factor * rows[lane][d], zero in lanes past `count`.
-template <class T>
-inline void pack(Accumulator<T>* packed, int lanes, const T* rows, int64_t stride, int64_t count, int64_t width,
-                 Accumulator<T> factor) {
-  for (int64_t d = 0; d < width; ++d) {
-    Accumulator<T>* to = packed + d * lanes;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_float(rows[i * stride + d]) * factor;
-    for (int64_t i = count; i < lanes; ++i) to[i] = 0;
+// Transposes a square of vectors in place: halves are swapped across the diagonal, then quarters, and so on.
+template <class A>
+inline void transpose(Vec<A> (&square)[kLanes<A>]) {
+#pragma GCC unroll 8
+  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
+    Mask<A> upper, lower;
+    for (int j = 0; j < kLanes<A>; ++j) {
+      upper[j] = j & half ? kLanes<A> + j - half : j;
+      lower[j] = j & half ? kLanes<A> + j : j + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (i & half) continue;
+      const Vec<A> top = square[i], bottom = square[i + half];
+      square[i] = __builtin_shuffle(top, bottom, upper);
+      square[i + half] = __builtin_shuffle(top, bottom, lower);
+    }
   }
 }
 
-// The way back, rounding once.
+// Transposes `count` rows into lanes: packed[d][lane] = factor * rows[lane][d], zero in lanes past `count`.
 template <class T>
-inline void unpack(T* rows, int64_t stride, const Accumulator<T>* packed, int lanes, int64_t count, int64_t width,
-                   Accumulator<T> factor) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < width; ++d) rows[i * stride + d] = from_float<T>(packed[d * lanes + i] * factor);
+__attribute__((noinline)) void pack(Accumulator<T>* packed, int lanes, const T* rows, int64_t stride, int64_t count,
+                                    int64_t width, Accumulator<T> factor) {
+  using A = Accumulator<T>;
+  for (int64_t first = 0; first < lanes; first += kLanes<A>) {
+    int64_t d = 0;
+    for (; d + kLanes<A> <= width; d += kLanes<A>) {
+      Vec<A> square[kLanes<A>];
+      for (int i = 0; i < kLanes<A>; ++i)
+        square[i] = first + i < count ? load(rows + (first + i) * stride + d) * factor : Vec<A>{};
+      transpose<A>(square);
+      for (int i = 0; i < kLanes<A>; ++i) store(packed + (d + i) * lanes + first, square[i]);
+    }
+    for (; d < width; ++d)
+      for (int64_t i = first; i < first + kLanes<A>; ++i)
+        packed[d * lanes + i] = i < count ? to_float(rows[i * stride + d]) * factor : A(0);
+  }
+}
+
+// The way back, rounding once: rows[lane][d] = factors[lane] * packed[d][lane].
+template <class T>
+__attribute__((noinline)) void unpack(T* rows, int64_t stride, const Accumulator<T>* packed, int lanes, int64_t count,
+                                      int64_t width, const Accumulator<T>* factors) {
+  using A = Accumulator<T>;
+  for (int64_t first = 0; first < count; first += kLanes<A>) {
+    const int64_t last = first + kLanes<A> < count ? first + kLanes<A> : count;
+    const Vec<A> factor = load(factors + first);
+    int64_t d = 0;
+    for (; d + kLanes<A> <= width; d += kLanes<A>) {
+      Vec<A> square[kLanes<A>];
+      for (int i = 0; i < kLanes<A>; ++i) square[i] = load(packed + (d + i) * lanes + first) * factor;
+      transpose<A>(square);
+      for (int i = 0; i < kLanes<A> && first + i < last; ++i) store(rows + (first + i) * stride + d, square[i]);
+    }
+    for (; d < width; ++d)
+      for (int64_t i = first; i < last; ++i) rows[i * stride + d] = from_float<T>(packed[d * lanes + i] * factors[i]);
+  }
 }
 
 // Scratch memory that a thread keeps from call to call, unless it is large.
