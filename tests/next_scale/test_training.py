@@ -110,7 +110,8 @@ def test_a_run_leaves_a_curve(run: Path):
 def test_its_model_generates_the_same_video_for_a_prompt_and_seed_in_any_batch(pipeline: VideoPipeline):
     video = pipeline.generate(["a red circle moving up slowly", None], seed=3)
     assert video.shape == (2, 3, 5, 64, 64)
-    assert torch.equal(pipeline.generate(["a red circle moving up slowly"], seed=3), video[:1])
+    alone = pipeline.generate(["a red circle moving up slowly"], seed=3)
+    assert torch.allclose(alone, video[:1], atol=1e-5)
 
 
 def test_image_to_video_and_continuation_keep_what_is_given(pipeline: VideoPipeline):
