@@ -20,11 +20,11 @@ $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell 
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-build:
+build: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/.ready)
 	$(PYTHON) setup.py --quiet build_ext --inplace
 
 demo: $(READY)
-	$(PYTHON) examples/demo.py
+	PYTHONPATH=. $(PYTHON) examples/demo.py
 
 test: $(READY)
 	$(PYTHON) -m pytest tests

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -60,12 +61,15 @@ class CMakeBuild(build_ext):
         ]
         if architectures := os.environ.get("VIDEOAR_CUDA_ARCHS"):
             arguments.append(f"-DVIDEOAR_CUDA_ARCHS={architectures}")
+        # cmake and ninja may live in the virtual environment alone, which need not be activated.
+        scripts = sysconfig.get_path("scripts")
+        environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
         # Two builds into one folder would corrupt each other.
         with open(build / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments], check=True)
+            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments], check=True, env=environment)
             jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-            subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
+            subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True, env=environment)
 
 
 setup(ext_modules=[Extension("videoar_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

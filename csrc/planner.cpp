@@ -53,13 +53,15 @@ const char* invalid(const RangeMaskView& m) {
   if (m.batch_ptr[0] != 0 || m.batch_ptr[m.samples] != m.rows || m.key_ptr[0] != 0 || m.key_ptr[m.rows] != m.ranges)
     return "pointers that do not cover the ranges";
   for (int64_t b = 0; b < m.samples; ++b) {
-    if (m.batch_ptr[b] > m.batch_ptr[b + 1]) return "batch_ptr decreases";
+    if (m.batch_ptr[b] > m.batch_ptr[b + 1] || m.batch_ptr[b + 1] > m.rows)
+      return "batch_ptr decreases or is out of bounds";
     int32_t q = 0;
     for (int64_t r = m.batch_ptr[b]; r < m.batch_ptr[b + 1]; ++r) {
       if (m.q_ranges[2 * r] < q || m.q_ranges[2 * r] >= m.q_ranges[2 * r + 1] || m.q_ranges[2 * r + 1] > m.q_len)
         return "query ranges out of order or out of bounds";
       q = m.q_ranges[2 * r + 1];
-      if (m.key_ptr[r] > m.key_ptr[r + 1]) return "key_ptr decreases";
+      if (m.key_ptr[r] > m.key_ptr[r + 1] || m.key_ptr[r + 1] > m.ranges)
+        return "key_ptr decreases or is out of bounds";
       int32_t k = -1;
       for (int64_t i = m.key_ptr[r]; i < m.key_ptr[r + 1]; ++i) {
         if (m.key_ranges[2 * i] <= k || m.key_ranges[2 * i] >= m.key_ranges[2 * i + 1] ||

@@ -25,6 +25,7 @@ def main() -> None:
     folder = shipped_model()
     if folder is None:
         raise SystemExit("demo: this installation ships no model; run it from the repository")
+    asked = parse_caption(arguments.prompt)  # a prompt that cannot be measured is refused before any work
     pipeline = VideoPipeline.from_pretrained(folder)
     started = time.perf_counter()
     video = to_uint8(pipeline.generate([arguments.prompt], seed=arguments.seed))[0]  # (T, H, W, 3)
@@ -37,7 +38,7 @@ def main() -> None:
 
     print(f'"{arguments.prompt}", seed {arguments.seed}')
     print(f"{'':12}{'asked':<14}measured in the video")
-    for name, wanted, found in zip(seen._fields, parse_caption(arguments.prompt), seen, strict=True):
+    for name, wanted, found in zip(seen._fields, asked, seen, strict=True):
         print(f"{name:<12}{wanted:<14}{found or 'nothing recognised'}")
     print(
         f"{len(video)} frames in {seconds:.2f} s, {len(video) / seconds:.1f} frames/s "

@@ -60,6 +60,7 @@ def load_model_folder(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
 def write_json(path: str | Path, value: Mapping) -> None:
     """Write a JSON file under a temporary name beside it, then move it to its place."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)

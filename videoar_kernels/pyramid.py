@@ -37,8 +37,8 @@ def _flat(name: str, scales: Sequence[Scale], size: Sequence[int] | None, *, end
 
 def _check_planes(name: str, argument: str, x: Tensor) -> None:
     check_float(name, argument, x)
-    if x.ndim != 5:
-        raise ValueError(f"{name}: expected {argument} of shape (B, T, H, W, d), got {tuple(x.shape)}")
+    if x.ndim != 5 or x.shape[-1] < 1:
+        raise ValueError(f"{name}: expected {argument} of shape (B, T, H, W, d >= 1), got {tuple(x.shape)}")
 
 
 def pyramid_encode(

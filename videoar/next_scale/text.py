@@ -57,7 +57,7 @@ class WordTokenizer:
 
 
 def _split(caption: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", caption.lower())
+    return re.findall(r"[^\W_]+(?:-[^\W_]+)*", caption.lower())
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class ClassEncoder(nn.Module):
         """Features (B, 1, width) of class numbers."""
         none = self.config.classes
         ids = [none if prompt is None or prompt == "" else int(prompt) for prompt in prompts]
-        for index in ids:
-            if not 0 <= index <= none:
+        for index, prompt in zip(ids, prompts, strict=True):
+            if prompt is not None and prompt != "" and not 0 <= index < none:
                 raise ValueError(f"ClassEncoder: expected a class in [0, {none}), got {index}")
         return self.embedding(torch.tensor(ids, device=self.embedding.weight.device))[:, None]
 

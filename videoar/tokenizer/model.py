@@ -14,7 +14,7 @@ from videoar.model_folder import load_model_folder, save_model_folder
 from videoar.tokenizer.config import TokenizerConfig
 from videoar.tokenizer.layers import Tails
 from videoar.tokenizer.network import Decoder, Encoder
-from videoar_kernels.reference.pyramid import pyramid_decode, pyramid_encode
+from videoar_kernels import pyramid_decode, pyramid_encode
 
 
 class EncoderState(NamedTuple):

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videoar_kernels.reference.bits import flip_bits
-from videoar_kernels.reference.pyramid import pyramid_decode, pyramid_encode, pyramid_resample
+from videoar_kernels import flip_bits, pyramid_decode, pyramid_encode, pyramid_resample
 
 Scales = tuple[tuple[int, int], ...]
 
@@ -52,7 +51,7 @@ def quantize(
         pyramid = pyramid_encode(z, scales, flip_p=flip, seed=seed)
         used = pyramid.labels
         if flip is not None:
-            tokens = torch.tensor([height * width for height, width in scales])
+            tokens = torch.tensor([height * width for height, width in scales], device=z.device)
             used = flip_bits(used, flip.repeat_interleave(tokens, 2), seed=seed, dim=dim)
         total = pyramid_decode(used, scales, dim=dim, keep=keep, dtype=z.dtype)
         below = pyramid.inputs.clone()

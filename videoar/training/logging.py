@@ -44,7 +44,7 @@ class RunLog:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
-        if (step + 1) % self.every == 0 or step + 1 == self.steps:
+        if self.every and ((step + 1) % self.every == 0 or step + 1 == self.steps):
             means = {name: value / self.count for name, value in self.sums.items()}
             means["seconds_per_step"] = (time.perf_counter() - self.clock) / self.count
             self.report(step + 1, means)

@@ -224,7 +224,7 @@ def averaged(config: TransformerTraining, tokenizer: VideoTokenizer, average: We
     """The pipeline of the averaged weights."""
     objective = build_objective(config, tokenizer)
     objective.load_state_dict(average.weights)
-    objective.eval()
+    objective.to(next(tokenizer.parameters()).device).eval()
     return VideoPipeline(tokenizer, objective.transformer, objective.conditioner, config.sampling)
 
 
