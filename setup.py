@@ -67,7 +67,8 @@ class CMakeBuild(build_ext):
         # Two builds into one folder would corrupt each other.
         with open(build / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments], check=True, env=environment)
+            configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments]
+            subprocess.run(configure, check=True, env=environment)
             jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
             subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True, env=environment)
 
