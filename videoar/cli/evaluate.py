@@ -59,7 +59,7 @@ def sprites(
             image = image_to_video_adherence(pipeline, clips=clips, seed=seed, **options)
         figures = {
             "model": str(folder),
-            "tokenizer": tokenizer._asdict(),
+            "tokenizer": {**tokenizer._asdict(), "entropy": tokenizer.entropy._asdict()},
             "caption_losses": losses,
             "text_to_video": text._asdict(),
             "image_to_video": image._asdict(),
@@ -84,7 +84,7 @@ def _print(figures: dict) -> None:
         f"tokenizer, {tokenizer['clips']} held-out clips: PSNR {tokenizer['psnr']:.2f} dB, "
         f"sprite alone {tokenizer['foreground_psnr']:.2f} dB"
     )
-    console.print(f"bit entropy per scale at a frame index: {[round(x, 3) for x in tokenizer['entropy']]}")
+    console.print(f"bit entropy per scale at a frame index: {[round(x, 3) for x in tokenizer['entropy']['frame']]}")
     console.print("caption losses: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
     columns = {
         "reconstruction": tokenizer["attributes"][-1],
