@@ -358,7 +358,12 @@ Z, BITS = torch.zeros(2, 3, 5, 7, 9), torch.zeros(2, 3, 58, 2, dtype=torch.uint8
         (
             lambda: K.pyramid_encode(Z[0], RAGGED),
             ValueError,
-            r"expected z of shape \(B, T, H, W, d\), got \(3, 5, 7, 9\)",
+            r"expected z of shape \(B, T, H, W, d >= 1\), got \(3, 5, 7, 9\)",
+        ),
+        (
+            lambda: K.pyramid_encode(torch.rand(1, 1, 2, 2, 0), [(1, 1), (2, 2)]),
+            ValueError,
+            r"expected z of shape \(B, T, H, W, d >= 1\), got \(1, 1, 2, 2, 0\)",
         ),
         (lambda: K.pyramid_encode(Z.int(), RAGGED), TypeError, "pyramid_encode: expected z of float32"),
         (lambda: K.pyramid_encode(Z, RAGGED[:-1]), ValueError, r"expected the last scale to be \(5, 7\), got \(5, 4\)"),
