@@ -112,6 +112,8 @@ def pyramid_decode(
     Source: VideoAR (paper S), Eq. 2.
     """
     dim = check_packed("pyramid_decode", bits, dim)
+    if dim < 1:
+        raise ValueError(f"pyramid_decode: expected dim >= 1, got {dim}")
     flat = _flat("pyramid_decode", scales, scales[-1] if len(scales) else None)
     tokens = sum(h * w for h, w in scales)
     if bits.ndim != 4 or bits.shape[2] != tokens:
@@ -161,8 +163,8 @@ def pyramid_step(total: Tensor, bits: Tensor, scale: Scale, next_scale: Scale | 
     Source: VideoAR (paper S), Eq. 2.
     """
     check_float("pyramid_step", "total", total)
-    if total.ndim != 4:
-        raise ValueError(f"pyramid_step: expected total of shape (B, H, W, d), got {tuple(total.shape)}")
+    if total.ndim != 4 or total.shape[-1] < 1:
+        raise ValueError(f"pyramid_step: expected total of shape (B, H, W, d >= 1), got {tuple(total.shape)}")
     check_packed("pyramid_step", bits, total.shape[-1])
     pair = [scale] if next_scale is None else [scale, next_scale]
     flat = _flat("pyramid_step", pair, total.shape[1:3])
