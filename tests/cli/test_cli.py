@@ -69,6 +69,13 @@ def test_the_same_seed_gives_the_same_file(model, tmp_path):
     assert torch.equal(same, again) and not torch.equal(same, other)
 
 
+def test_words_the_model_does_not_know_are_told(model, tmp_path):
+    done = run("generate", "a purple circle", "--model", model, "-o", tmp_path / "o.gif", "--frames", 1)
+    assert done.exit_code == 0 and "purple" in done.output
+    done = run("generate", "a red circle", "--model", model, "-o", tmp_path / "o.gif", "--frames", 1)
+    assert "does not know" not in done.output
+
+
 def test_generate_begins_with_an_image(model, tmp_path):
     from PIL import Image
 

@@ -41,8 +41,11 @@ def generate(
         if folder is None:
             raise ValueError("generate: expected --model, because this installation ships no model")
         pipeline = VideoPipeline.from_pretrained(folder)
+        unknown = getattr(pipeline.conditioner, "unknown", lambda _: [])(prompt)
+        if unknown:
+            console.print(f"[yellow]the model does not know:[/yellow] {', '.join(unknown)}", highlight=False)
         given = _given(pipeline, image, video, context_frames)
-        total = frames or pipeline.defaults.frames
+        total = pipeline.defaults.frames if frames is None else frames
         chunks = []
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("generating", total=total)

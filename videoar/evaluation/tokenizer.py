@@ -46,12 +46,13 @@ def evaluate_tokenizer(
         split: of the combinations.
     """
     scales = tokenizer.config.scales
+    side = scales[-1][0] * tokenizer.config.space_stride  # the resolution it was trained at
     right = [dict.fromkeys(ATTRIBUTES, 0) for _ in scales]
     squared, foreground, area, pixels = 0.0, 0.0, 0.0, 0
     labels = []
     for first in range(0, clips, batch):
         size = min(batch, clips - first)
-        truth = sample_batch(size, seed, first, split=split, config=SpriteConfig())
+        truth = sample_batch(size, seed, first, split=split, config=SpriteConfig(size=side))
         bits = tokenizer.tokenize(from_uint8(truth.video))
         labels.append(bits)
         for kept in range(1, len(scales) + 1):

@@ -99,11 +99,11 @@ PRESETS: dict[str, TransformerConfig] = {
     # The built-in sprites: 17 x 64 x 64 pixels at stride 4 x 16 x 16.
     "sprites": TransformerConfig(
         width=192,
-        depth=7,
+        depth=5,
         heads=3,
-        ffn_multiple=4.0,
+        ffn_multiple=8 / 3,
         bits=32,
-        scales=square_scales(1, 2, 3, 4),
+        scales=square_scales(1, 2, 4),
         text_len=8,
         text_width=192,
         pooled_text=True,

@@ -101,6 +101,10 @@ class WordEncoder(nn.Module):
     def width(self) -> int:
         return self.config.width
 
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that training never saw: the model reads them all as one."""
+        return self.tokenizer.unknown(prompt)
+
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
         """Features (B, length, width) of captions; None and "" are all padding."""
         ids = self.tokenizer([str(p) if p is not None else None for p in prompts])

@@ -44,20 +44,14 @@ def up(x: Tensor, size: Scale) -> Tensor:
     if x.shape[-3:-1] == tuple(size):
         return x
     flat = x.flatten(0, -4).movedim(-1, 1)
-    return (
-        F.interpolate(flat, size, mode="bilinear", align_corners=False)
-        .movedim(1, -1)
-        .unflatten(0, x.shape[:-3])
-    )
+    return F.interpolate(flat, size, mode="bilinear", align_corners=False).movedim(1, -1).unflatten(0, x.shape[:-3])
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _encode(
-    z: Tensor, scales: Sequence[Scale], flip: Tensor | None
-) -> tuple[Tensor, list[Tensor | None], Tensor]:
+def _encode(z: Tensor, scales: Sequence[Scale], flip: Tensor | None) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """Labels, the inputs of scales 2..K (None for the first) and the sum, all frames at once."""
     size, dim = z.shape[-3:-1], z.shape[-1]
     total = torch.zeros_like(z)
