@@ -21,8 +21,7 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
 
   // rope
   m.def("rope_3d(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> Tensor");
-  m.def(
-      "rope_3d_(Tensor(a!) x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> ()");
+  m.def("rope_3d_(Tensor(a!) x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> ()");
   m.def(
       "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor positions, float eps, int[] dims, "
       "float theta, bool interleaved, bool full_width) -> (Tensor, Tensor)");
@@ -85,6 +84,4 @@ std::string cpu_isa(std::string name) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
-}
+STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }

@@ -28,8 +28,8 @@ using Accumulator = typename AccumulatorOf<T>::type;
 }  // namespace videoar
 
 // Calls `f<T>(params)` for the element type that `dtype` names.
-#define VIDEOAR_DISPATCH(dtype, f, ...)                      \
-  switch (dtype) {                                           \
+#define VIDEOAR_DISPATCH(dtype, f, ...)                                  \
+  switch (dtype) {                                                       \
     case ::videoar::DType::f32: f<float>(__VA_ARGS__); break;            \
     case ::videoar::DType::f64: f<double>(__VA_ARGS__); break;           \
     case ::videoar::DType::bf16: f<::videoar::bf16>(__VA_ARGS__); break; \

@@ -25,11 +25,19 @@ int isa_from_name(const char* name);
 // Each kernel family declares a table `Table` of function pointers. Every instruction set defines one in its
 // own namespace, and `name()` returns the table of the active one.
 #if defined(__x86_64__)
-#define VIDEOAR_DECLARE_KERNELS(Table, name)            \
-  namespace portable { extern const Table name; }      \
-  namespace avx2 { extern const Table name; }          \
-  namespace avx512 { extern const Table name; }        \
-  namespace avx512_bf16 { extern const Table name; }   \
+#define VIDEOAR_DECLARE_KERNELS(Table, name)           \
+  namespace portable {                                 \
+  extern const Table name;                             \
+  }                                                    \
+  namespace avx2 {                                     \
+  extern const Table name;                             \
+  }                                                    \
+  namespace avx512 {                                   \
+  extern const Table name;                             \
+  }                                                    \
+  namespace avx512_bf16 {                              \
+  extern const Table name;                             \
+  }                                                    \
   inline const Table& name() {                         \
     switch (active_isa()) {                            \
       case Isa::avx512_bf16: return avx512_bf16::name; \
@@ -39,7 +47,9 @@ int isa_from_name(const char* name);
     }                                                  \
   }
 #else
-#define VIDEOAR_DECLARE_KERNELS(Table, name)       \
-  namespace portable { extern const Table name; } \
+#define VIDEOAR_DECLARE_KERNELS(Table, name) \
+  namespace portable {                       \
+  extern const Table name;                   \
+  }                                          \
   inline const Table& name() { return portable::name; }
 #endif
