@@ -15,8 +15,8 @@ class TokenizerConfig:
 
     Args:
         bits: bits per token, d.
-        scales: heights and widths of the residual pyramid of a frame; the last is the latent grid of the training
-            resolution. Other resolutions take their own list at the call.
+        scales: heights and widths of the residual pyramid of a frame; the last is the latent grid, which fixes the
+            resolution.
         patch: frames and pixels folded into channels before the first convolution; `(1, 1)` folds nothing.
         channels: width of each level, finest first.
         strides: (time, space) stride between each level and the next.
