@@ -12,7 +12,7 @@ endif
 CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format cuda-check build clean
+.PHONY: demo test emulate lint format cuda-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -28,6 +28,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m pytest tests
+
+# The kernel tests of the AVX-512 paths, run by AVX2: TESTS=tests/kernels/test_rope.py for one family.
+emulate: $(READY)
+	VIDEOAR_CPU_ISAS="avx512 avx512_bf16" VIDEOAR_EMULATE_AVX512=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	VIDEOAR_LIBRARY=$$(ls -d $(CURDIR)/build/cmake-*-emulate/lib/libvideoar_ops.so) \
+	  $(PYTHON) -m pytest $(or $(TESTS),tests/kernels) -k avx512
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -44,8 +44,11 @@ class CMakeBuild(build_ext):
                 "`pip install --no-build-isolation -e .`"
             ) from None
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        if os.environ.get("VIDEOAR_SANITIZE"):
-            build = build.with_name(build.name + "-sanitize")
+        special = [kind for kind in ("SANITIZE", "EMULATE_AVX512") if os.environ.get(f"VIDEOAR_{kind}")]
+        if special:
+            # Such a library is for tests only: it stays in its own folder, and VIDEOAR_LIBRARY loads it.
+            build = build.with_name("-".join([build.name, *(kind.split("_")[0].lower() for kind in special)]))
+            output = build / "lib"
         build.mkdir(parents=True, exist_ok=True)
         cuda = wants_cuda(torch)
         arguments = [
@@ -56,6 +59,8 @@ class CMakeBuild(build_ext):
             f"-DOUTPUT_DIR={output}",
             f"-DVIDEOAR_VERSION={self.distribution.get_version()}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('VIDEOAR_BUILD_TYPE', 'Release')}",
+            f"-DVIDEOAR_CPU_ISAS={os.environ.get('VIDEOAR_CPU_ISAS', 'portable avx2 avx512 avx512_bf16')}",
+            f"-DVIDEOAR_EMULATE_AVX512={'ON' if os.environ.get('VIDEOAR_EMULATE_AVX512') else 'OFF'}",
             f"-DVIDEOAR_SANITIZE={os.environ.get('VIDEOAR_SANITIZE', '')}",
             f"-DVIDEOAR_CUDA={'ON' if cuda else 'OFF'}",
         ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 
-_path = Path(__file__).parent / "libvideoar_ops.so"
+_path = Path(os.environ.get("VIDEOAR_LIBRARY") or Path(__file__).parent / "libvideoar_ops.so")
 if not _path.exists():
     raise ImportError(
         f"videoar_kernels: the compiled operators are missing ({_path}); "
@@ -18,6 +20,32 @@ if not _path.exists():
 torch.ops.load_library(str(_path))
 
 ops = torch.ops.videoar_kernels
+
+_is_compiling = torch.compiler.is_compiling
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def run(op: Callable, check: Callable[[], object], first: Tensor, *rest: object):
+    """Returns op(first, *rest); bad arguments raise what `check` raises.
+
+    At inference on the CPU the C++ kernel's own checks come first, and Python's autograd layer and `check` are skipped:
+    they would take longer than a small operator. `check` then only explains a refusal.
+
+    Args:
+        op: an operator's overload, such as `ops.swiglu.default`.
+        check: raises ValueError or TypeError where an argument is wrong.
+        first: the operator's first tensor; its device decides.
+        rest: the other arguments.
+    """
+    if torch.is_grad_enabled() or not first.is_cpu or _is_compiling():
+        check()
+        return op(first, *rest)
+    try:
+        with _below_autograd():
+            return op(first, *rest)
+    except Exception:
+        check()
+        raise
 
 
 def cpu_isa() -> str:

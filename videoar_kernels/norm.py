@@ -14,7 +14,7 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops
+from videoar_kernels.library import ops, run
 
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -111,12 +111,17 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
     Source: Shazeer 2020, Eq. 6. Saved for backward: gate and up.
     """
+    return run(ops.swiglu.default, lambda: _check_swiglu(gate, up), gate, up)
+
+
+def _check_swiglu(gate: Tensor, up: Tensor) -> None:
+    if gate.dtype not in ELEMENT_DTYPES:
+        raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
     if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
         raise ValueError(
             f"swiglu: expected up like gate {tuple(gate.shape)} {gate.dtype} on {gate.device}, "
             f"got {tuple(up.shape)} {up.dtype} on {up.device}"
         )
-    return ops.swiglu(gate, up)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ namespace videoar {
 namespace {
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  check_like(up, gate, "swiglu: up");
   const Rows g(gate), u(up);
   Tensor out = empty_dense(gate, sizes_of(gate));
   norm_kernels().swiglu({g.tensor.const_data_ptr(), u.tensor.const_data_ptr(), out.mutable_data_ptr(), g.rows, g.width,

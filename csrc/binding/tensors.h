@@ -30,6 +30,13 @@ inline DType dtype_of(const Tensor& t) {
   return DType::f32;
 }
 
+// Refuses a tensor that has not the shape, dtype and device of `like`.
+inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
+  bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type() && t.is_cpu() == like.is_cpu();
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
+  STD_TORCH_CHECK(same, name, ": another shape, dtype or device");
+}
+
 // The tensor itself if its last dimension is contiguous, else a dense copy.
 inline Tensor dense_rows(const Tensor& t) {
   const bool dense = t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1;

@@ -13,7 +13,7 @@ namespace {
 
 template <class A>
 constexpr int kTileRows = (sizeof(A) == 8 ? 1 : 3) * kLanes<A>;
-#if defined(__AVX512F__)
+#if defined(VIDEOAR_WIDE)
 constexpr bool kManyRegisters = true;
 #else
 constexpr bool kManyRegisters = false;
@@ -36,6 +36,11 @@ inline Vec<A> splat(A x) {
 inline bool any(Mask<float> m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)m) != 0;
+#elif defined(VIDEOAR_WIDE)
+  __m256 halves[2];
+  std::memcpy(halves, &m, sizeof m);
+  const __m256 both = _mm256_or_ps(halves[0], halves[1]);
+  return !_mm256_testz_ps(both, both);
 #elif defined(__AVX__)
   return !_mm256_testz_ps((__m256)m, (__m256)m);
 #else

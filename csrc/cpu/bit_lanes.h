@@ -16,9 +16,9 @@ static inline int64_t packed_bytes(int64_t dim) { return (dim + 7) / 8; }
 static inline uint32_t lanes_to_bits(Mask<float> m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)m);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(VIDEOAR_WIDE)
   return uint32_t(_mm256_movemask_ps((__m256)m));
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(VIDEOAR_WIDE)
   return uint32_t(_mm_movemask_ps((__m128)m));
 #else
   uint32_t bits = 0;
@@ -29,9 +29,9 @@ static inline uint32_t lanes_to_bits(Mask<float> m) {
 static inline uint32_t lanes_to_bits(Mask<double> m) {
 #if defined(__AVX512F__)
   return _mm512_movepi64_mask((__m512i)m);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(VIDEOAR_WIDE)
   return uint32_t(_mm256_movemask_pd((__m256d)m));
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(VIDEOAR_WIDE)
   return uint32_t(_mm_movemask_pd((__m128d)m));
 #else
   uint32_t bits = 0;

@@ -36,12 +36,22 @@ Isa detect() {
 Isa detect() { return Isa::portable; }
 #endif
 
+// What kernels may run here, built or not.
+Isa supported_isa() {
+  const Isa detected = detect();
+#ifdef VIDEOAR_EMULATE_AVX512
+  // Such a build's AVX-512 kernels are made of AVX2 instructions.
+  if (detected >= Isa::avx2) return Isa::avx512_bf16;
+#endif
+  return detected;
+}
+
 Isa initial_isa() {
   const char* name = std::getenv("VIDEOAR_ISA");
   if (name == nullptr || *name == '\0') return best_isa();
   const int wanted = isa_from_name(name);
   // A wrong value is reported by Python (videoar_kernels/library.py), which can raise.
-  if (wanted < 0 || wanted > int(best_isa())) return best_isa();
+  if (wanted < 0 || wanted > int(best_isa()) || !is_built(Isa(wanted))) return best_isa();
   return Isa(wanted);
 }
 
@@ -52,15 +62,29 @@ std::atomic<int>& current() {
 
 }  // namespace
 
+bool is_built(Isa isa) {
+  switch (isa) {
+    case Isa::portable: return true;
+    VIDEOAR_IF_AVX2(case Isa::avx2 : return true;)
+    VIDEOAR_IF_AVX512(case Isa::avx512 : return true;)
+    VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return true;)
+    default: return false;
+  }
+}
+
 Isa best_isa() {
-  static const Isa best = detect();
+  static const Isa best = [] {
+    int isa = int(supported_isa());
+    while (!is_built(Isa(isa))) --isa;
+    return Isa(isa);
+  }();
   return best;
 }
 
 Isa active_isa() { return Isa(current().load(std::memory_order_relaxed)); }
 
 bool set_isa(Isa isa) {
-  if (int(isa) < 0 || int(isa) > int(best_isa())) return false;
+  if (int(isa) < 0 || int(isa) > int(best_isa()) || !is_built(isa)) return false;
   current().store(int(isa), std::memory_order_relaxed);
   return true;
 }

@@ -11,6 +11,9 @@ constexpr const char* kIsaNames[kIsaCount] = {"portable", "avx2", "avx512", "avx
 // The best instruction set that was compiled in and that CPU and operating system support.
 Isa best_isa();
 
+// Whether kernels for it were compiled in.
+bool is_built(Isa isa);
+
 // best_isa(), unless VIDEOAR_ISA or set_isa() chose a lower one.
 Isa active_isa();
 
@@ -22,34 +25,37 @@ int isa_from_name(const char* name);
 
 }  // namespace videoar
 
+// What a build without an instruction set leaves out.
+#ifdef VIDEOAR_HAS_AVX2
+#define VIDEOAR_IF_AVX2(...) __VA_ARGS__
+#else
+#define VIDEOAR_IF_AVX2(...)
+#endif
+#ifdef VIDEOAR_HAS_AVX512
+#define VIDEOAR_IF_AVX512(...) __VA_ARGS__
+#else
+#define VIDEOAR_IF_AVX512(...)
+#endif
+#ifdef VIDEOAR_HAS_AVX512_BF16
+#define VIDEOAR_IF_AVX512_BF16(...) __VA_ARGS__
+#else
+#define VIDEOAR_IF_AVX512_BF16(...)
+#endif
+
 // Each kernel family declares a table `Table` of function pointers. Every instruction set defines one in its
 // own namespace, and `name()` returns the table of the active one.
-#if defined(__x86_64__)
-#define VIDEOAR_DECLARE_KERNELS(Table, name)           \
-  namespace portable {                                 \
-  extern const Table name;                             \
-  }                                                    \
-  namespace avx2 {                                     \
-  extern const Table name;                             \
-  }                                                    \
-  namespace avx512 {                                   \
-  extern const Table name;                             \
-  }                                                    \
-  namespace avx512_bf16 {                              \
-  extern const Table name;                             \
-  }                                                    \
-  inline const Table& name() {                         \
-    switch (active_isa()) {                            \
-      case Isa::avx512_bf16: return avx512_bf16::name; \
-      case Isa::avx512: return avx512::name;           \
-      case Isa::avx2: return avx2::name;               \
-      default: return portable::name;                  \
-    }                                                  \
+#define VIDEOAR_DECLARE_KERNELS(Table, name)                                       \
+  namespace portable {                                                             \
+  extern const Table name;                                                         \
+  }                                                                                \
+  VIDEOAR_IF_AVX2(namespace avx2 { extern const Table name; })                     \
+  VIDEOAR_IF_AVX512(namespace avx512 { extern const Table name; })                 \
+  VIDEOAR_IF_AVX512_BF16(namespace avx512_bf16 { extern const Table name; })       \
+  inline const Table& name() {                                                     \
+    switch (active_isa()) {                                                        \
+      VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return avx512_bf16::name;)    \
+      VIDEOAR_IF_AVX512(case Isa::avx512 : return avx512::name;)                   \
+      VIDEOAR_IF_AVX2(case Isa::avx2 : return avx2::name;)                         \
+      default: return portable::name;                                              \
+    }                                                                              \
   }
-#else
-#define VIDEOAR_DECLARE_KERNELS(Table, name) \
-  namespace portable {                       \
-  extern const Table name;                   \
-  }                                          \
-  inline const Table& name() { return portable::name; }
-#endif

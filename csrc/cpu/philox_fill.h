@@ -19,9 +19,9 @@ constexpr int kPhiloxLanes = kVectorBytes / 8;
 static inline VecU64 multiply_low_halves(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
   return (VecU64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(VIDEOAR_WIDE)
   return (VecU64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(VIDEOAR_WIDE)
   return (VecU64)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
   return (a & 0xffffffffu) * (b & 0xffffffffu);

@@ -5,8 +5,17 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+
+// VIDEOAR_WIDE: 64-byte vectors and 32 registers. VIDEOAR_BF16_DOT: dot_pairs exists. Both hold in emulating builds
+// too (VIDEOAR_EMULATE_AVX512), where AVX2 runs the same source in halves, so that it can be tested on any machine.
+#if defined(__AVX512F__) || defined(VIDEOAR_EMULATE_AVX512)
+#define VIDEOAR_WIDE 1
+#endif
+#if defined(__AVX512BF16__) || defined(VIDEOAR_EMULATE_AVX512_BF16)
+#define VIDEOAR_BF16_DOT 1
 #endif
 
 #include "dtype.h"
@@ -14,7 +23,7 @@
 namespace videoar {
 namespace VIDEOAR_ISA {
 
-#if defined(__AVX512F__)
+#if defined(VIDEOAR_WIDE)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
 constexpr int kVectorBytes = 32;
@@ -158,6 +167,12 @@ static inline Vec<float> load(const bf16* p) {
 static inline Vec<float> load(const f16* p) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
+#elif defined(VIDEOAR_WIDE)
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+  Vec<float> v;
+  std::memcpy(&v, halves, sizeof v);
+  return v;
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
@@ -180,12 +195,29 @@ static inline void store(f16* p, Vec<float> v) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p,
                       _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(VIDEOAR_WIDE)
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  for (int i = 0; i < 2; ++i)
+    _mm_storeu_si128((__m128i*)(p + 8 * i), _mm256_cvtps_ph(halves[i], _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
   for (int i = 0; i < kLanes<float>; ++i) p[i] = from_float<f16>(v[i]);
 #endif
 }
+
+#if defined(VIDEOAR_BF16_DOT)
+// sum + a.low * b.low + a.high * b.high in every lane, of bfloat16 pairs; subnormals count as zero in hardware.
+static inline Vec<float> dot_pairs(Vec<float> sum, VecU32 a, VecU32 b) {
+#if defined(__AVX512BF16__)
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  sum += (Vec<float>)(a & 0xffff0000u) * (Vec<float>)(b & 0xffff0000u);
+  return sum + (Vec<float>)(a << 16) * (Vec<float>)(b << 16);
+#endif
+}
+#endif
 
 // The first n < kLanes elements; the rest of the vector is zero, and nothing past p + n is touched.
 template <class T>
