@@ -17,7 +17,8 @@ from videoar_kernels import library
 
 PACKAGE = Path(videoar_kernels.__file__).parent
 OPERATORS = PACKAGE / "libvideoar_ops.so"
-OBJECTS = sorted((PACKAGE.parent / "build").glob(f"cmake-{sys.implementation.cache_tag}/CMakeFiles/cpu_*.dir/csrc/cpu/*.o"))
+BUILD = PACKAGE.parent / "build" / f"cmake-{sys.implementation.cache_tag}"
+OBJECTS = sorted(BUILD.glob("CMakeFiles/cpu_*.dir/csrc/cpu/*.o"))
 # The package is found from any folder, installed or not.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
