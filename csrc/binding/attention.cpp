@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> range_attention(const Tensor& q, const Tensor& k, con
                            shape.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float);
   const MaskArrays mask(shape, batch_ptr, q_ranges, key_ptr, key_ranges);
   const AttentionKernels& kernels = attention_kernels();
-  const TilePlan plan = plan_queries(mask.view, shape.dtype == DType::f64 ? kernels.tile_f64 : kernels.tile);
+  const TilePlan plan = plan_queries(mask.view, kernels.query_tile[int(shape.dtype)]);
   kernels.forward({shape, head_rows(query), head_rows(key), head_rows(value), written_rows(out), lse.mutable_data_ptr(),
                    plan.view()});
   return {out, lse};
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> range_attention_backward(
   Tensor grad_q = empty_heads(q), grad_k = empty_heads(k), grad_v = empty_heads(v);
   const MaskArrays mask(shape, batch_ptr, q_ranges, key_ptr, key_ranges);
   const AttentionKernels& kernels = attention_kernels();
-  const TilePlan plan = plan_keys(mask.view, shape.dtype == DType::f64 ? kernels.tile_f64 : kernels.tile);
+  const TilePlan plan = plan_keys(mask.view, kernels.key_tile[int(shape.dtype)]);
   kernels.backward({shape, head_rows(query), head_rows(key), head_rows(value), head_rows(result), head_rows(grad),
                     dense_lse.const_data_ptr(), grad_lse ? dense_grad_lse.const_data_ptr() : nullptr,
                     written_rows(grad_q), written_rows(grad_k), written_rows(grad_v), plan.view()});

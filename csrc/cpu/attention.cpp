@@ -169,7 +169,10 @@ void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, for
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {kTileRows<float>, kTileRows<double>, forward_any, attention_backward};
+const AttentionKernels attention_kernels = {{kTileRows<float>, kTileRows<double>, kTileRows<float>, kTileRows<float>},
+                                            {kTileRows<float>, kTileRows<double>, kTileRows<float>, kTileRows<float>},
+                                            forward_any,
+                                            attention_backward};
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

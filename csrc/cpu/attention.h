@@ -42,7 +42,7 @@ struct AttentionBackwardParams {
 };
 
 struct AttentionKernels {
-  int tile, tile_f64;  // rows of a tile, in both plans
+  int query_tile[4], key_tile[4];  // rows of a tile of the two plans, by DType
   void (*forward)(const AttentionParams&);
   void (*backward)(const AttentionBackwardParams&);
 };
