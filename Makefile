@@ -12,7 +12,7 @@ endif
 CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test emulate lint format cuda-check build clean
+.PHONY: demo test bench emulate sanitize lint format cuda-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTHON) -m pytest tests
+
+# Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
+bench: $(READY)
+	$(PYTHON) -m pytest benchmarks --save $(BENCH)
+	$(PYTHON) benchmarks/readme.py
 
 # The kernel tests of the AVX-512 paths, run by AVX2: TESTS=tests/kernels/test_rope.py for one family.
 emulate: $(READY)

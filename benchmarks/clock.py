@@ -13,6 +13,7 @@ class Clock(Protocol):
     """Times `iterations` calls; the caller has warmed them up."""
 
     name: str
+    device: str
 
     def seconds(self, call: Callable[[], object], iterations: int) -> float: ...
 
@@ -20,7 +21,7 @@ class Clock(Protocol):
 class CpuClock:
     """Wall time of a loop of calls."""
 
-    name = "time.perf_counter"
+    name, device = "time.perf_counter", "cpu"
 
     def seconds(self, call: Callable[[], object], iterations: int) -> float:
         start = time.perf_counter()
@@ -32,7 +33,7 @@ class CpuClock:
 class CudaClock:
     """Device time between CUDA events, the L2 cache emptied before every call. Not yet run on a GPU."""
 
-    name = "CUDA events, cold L2"
+    name, device = "CUDA events, cold L2", "cuda"
 
     def __init__(self) -> None:
         size = 4 * torch.cuda.get_device_properties().L2_cache_size

@@ -35,7 +35,7 @@ def describe(device: str) -> dict[str, str]:
         "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
         "python": platform.python_version(),
-        "videoar": f"{importlib.metadata.version('videoar')}{_commit()}",
+        "videoar": f"{build.get('version', '')}{_commit()}",
         "compiler": build.get("compiler", ""),
         "torch config": _torch_config(),
         "inductor compiler": _first_line(os.environ.get("CXX", "g++"), "--version"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from clock import Clock
-from limits import Limits
+from limits import limit_calls
 from load import Load
 from registry import Absent, Arithmetic, Case, Steps
 from results import Row, Timing, floor_of, judge
@@ -64,9 +64,10 @@ class Contender:
 
 
 def verify(case: Case) -> str | None:
-    """Returns why the case's result is wrong, or None."""
+    """Returns why the case's result is wrong or cannot be had, or None."""
     try:
         case.verify()
+        case.ours()
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return None
@@ -98,6 +99,8 @@ def prepare(c: Contender, clock: Clock) -> None:
     """Warms a contender up and estimates one call; a very slow one has its only sample then."""
     c.call()
     c.once = clock.seconds(c.call, 1)
+    if c.once < 0.3:  # the heap may need a few calls until freed blocks fit the next ones
+        c.once = min(clock.seconds(c.call, 1) for _ in range(3))
     if c.once < SHORTEST_SAMPLE:
         repeats = max(1, int(0.2 * SHORTEST_SAMPLE / max(c.once, 1e-7)))
         c.once = clock.seconds(c.call, repeats) / repeats
@@ -105,17 +108,15 @@ def prepare(c: Contender, clock: Clock) -> None:
         c.samples.append(c.once)
 
 
-def measure(case: Case, family: str, clock: Clock, limits: Limits, effort: Effort, say=lambda text: None) -> Row:
+def measure(case: Case, family: str, clock: Clock, effort: Effort) -> Row:
     """Returns the row of one case; a wrong result is not timed."""
     torch._dynamo.reset()  # so that no case meets another's recompile limit
     with torch.set_grad_enabled(case.grad):
-        say("verify")
         wrong = verify(case)
         if wrong:
             return Row.wrong_result(case, family, wrong)
-        contenders, absent = gather(case, clock, limits, say)
+        contenders, absent = gather(case, clock)
         plan(contenders, effort)
-        say("time")
         gc.collect()
         enabled = gc.isenabled()
         gc.disable()
@@ -133,7 +134,7 @@ def measure(case: Case, family: str, clock: Clock, limits: Limits, effort: Effor
     return judge(case, family, timings, absent, works, floor, asides, noise)
 
 
-def gather(case: Case, clock: Clock, limits: Limits, say) -> tuple[list[Contender], dict[str, str]]:
+def gather(case: Case, clock: Clock) -> tuple[list[Contender], dict[str, str]]:
     """Returns the contenders that run, warmed up, and why the others do not."""
     ours = Contender("ours", "ours", case.ours)
     prepare(ours, clock)
@@ -142,7 +143,6 @@ def gather(case: Case, clock: Clock, limits: Limits, say) -> tuple[list[Contende
         if isinstance(call, Absent):
             absent[name] = call.reason
             continue
-        say(f"warm up {name}")
         peer = Contender(name, "peer", call)
         try:
             prepare(peer, clock)
@@ -155,7 +155,7 @@ def gather(case: Case, clock: Clock, limits: Limits, say) -> tuple[list[Contende
         prepare(contenders[-1], clock)
     for kind in ("copy", "matmul") if isinstance(case.limit, Steps) else (case.limit,):
         if kind is not None and not isinstance(kind, Arithmetic):
-            for name, (call, work) in limits.calls(kind, case).items():
+            for name, (call, work) in limit_calls(kind, case, clock.device).items():
                 contenders.append(Contender(name, "limit", call, work))
                 prepare(contenders[-1], clock)
     return contenders, absent

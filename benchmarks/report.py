@@ -7,6 +7,24 @@ from results import Bar, Row, Timing
 HEADER = ("op", "shape", "dtype", "ours", "best peer", "ratio", "of limit", "bars")
 
 
+def heading(data: dict) -> list[str]:
+    """What every figure of the run depends on."""
+    m, s = data["machine"], data["settings"]
+    memory = "kept" if s["freed memory kept"] else "given back"
+    lines = [
+        f"{m['device']}, {m['threads']} threads on {m['cores']} cores, {m['cpu isa']}; {m['memory']}, {m['caches']}",
+        f"torch {m['torch']}, python {m['python']}, {m['compiler']}, videoar {m['videoar']}, {m['system']}",
+        f"{m['date']}; frequency: {m['frequency']}; load average {s['load average at start']} before, "
+        f"{s['load average at end']} after; freed memory {memory}",
+    ]
+    for name, rate in data["limits"].items():
+        low, middle, high = (rate[key] / 1e9 for key in ("min", "median", "max"))
+        lines.append(
+            f"limit {name}: {middle:.1f} G{rate['unit']} ({low:.1f} to {high:.1f}, timed beside {rate['rows']} rows)"
+        )
+    return lines
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """Returns a row's texts in the order of `HEADER`."""
     head = (row.op, row.shape, row.dtype)
@@ -15,8 +33,8 @@ def cells(row: Row) -> tuple[str, ...]:
     peer = f"{time_text(row.peers[row.best_peer].median)} {row.best_peer}" if row.best_peer else "none"
     return (
         *head,
-        spread_text(row.ours),
-        peer,
+        ("~" if noise(row) else "") + spread_text(row.ours),
+        peer if row.peers or not row.absent else "absent",
         "" if row.ratio is None else f"{row.ratio:.2f}x",
         "" if row.share is None else f"{row.share:.2f} {row.floor.limit}",
         "; ".join(bar_text(bar) for bar in row.bars),
@@ -24,7 +42,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def spread_text(timing: Timing) -> str:
-    """Median, and the interquartile range as a percentage of it."""
+    """Median, and half the interquartile range as a percentage of it."""
     return f"{time_text(timing.median)} ±{50 * timing.iqr / timing.median:.0f}%"
 
 
@@ -32,48 +50,54 @@ def time_text(seconds: float) -> str:
     """Seconds with three digits and a fitting unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if abs(seconds) >= 0.9995 * size:
-            return f"{seconds / size:.3g} {unit}"
+            return f"{seconds / size:.3g} {unit}" if abs(seconds) < 999.5 * size else f"{seconds / size:.0f} {unit}"
     return f"{seconds * 1e9:.0f} ns"
 
 
 def bar_text(bar: Bar) -> str:
-    """Such as `limit >= 0.75: met` or `eager >= 4: MISSED (3.1)`."""
-    if bar.name == "time" or bar.name.startswith("beyond "):
-        want = f"{bar.name} <= {time_text(bar.want)}"
-        got = "" if bar.got is None else time_text(bar.got)
-    else:
-        want = f"{bar.name} >= {bar.want:g}"
-        got = "" if bar.got is None else f"{bar.got:.2f}"
+    """Such as `limit 0.82 >= 0.75` or `eager 3.10 < 4 MISSED`."""
+    timed = bar.name == "time" or bar.name.startswith("beyond ")
+    want = time_text(bar.want) if timed else f"{bar.want:g}"
     if bar.met is None:
-        return f"{want}: no peer"
-    return f"{want}: {'met' if bar.met else 'MISSED'} ({got})"
+        return f"{bar.name} {'<=' if timed else '>='} {want}: absent"
+    got = time_text(bar.got) if timed else f"{bar.got:.2f}"
+    sign = ("<=" if bar.met else ">") if timed else (">=" if bar.met else "<")
+    return f"{bar.name} {got} {sign} {want}" + ("" if bar.met else " MISSED")
 
 
-def remarks(row: Row) -> list[str]:
-    """What does not fit the table: absent peers, slower peers, preparations, notes, noise."""
+def noise(row: Row) -> str:
+    """Why the row is not to be trusted, or nothing."""
+    reasons = []
+    if (row.elsewhere.cores or 0) >= 0.1:
+        reasons.append(f"other programs kept {row.elsewhere.cores:.2f} cores busy")
+    if (row.elsewhere.stolen or 0) >= 0.05:
+        reasons.append(f"the hypervisor took {row.elsewhere.stolen:.2f} cores")
+    if row.ours and row.ours.iqr > 0.3 * row.ours.median:
+        reasons.append(f"half of our samples spread over {100 * row.ours.iqr / row.ours.median:.0f}% of the median")
+    return "; ".join(reasons)
+
+
+def details(row: Row) -> list[str]:
+    """What does not fit the table: slower and absent peers, yardsticks, preparations, the limit, notes, noise."""
     lines = []
-    if row.peers:
-        others = sorted(row.peers.items(), key=lambda item: item[1].median)
-        lines.append("peers: " + ", ".join(f"{name} {spread_text(t)}" for name, t in others))
-    lines += [f"{name}: {spread_text(t)}" for name, t in row.yardsticks.items()]
-    lines += [f"{name}: absent: {reason}" for name, reason in row.absent.items()]
-    lines += [f"{name}, not included: {time_text(t.median)}" for name, t in row.asides.items()]
+    peers = sorted(row.peers.items(), key=lambda item: item[1].median)[1:]
+    if peers:
+        lines.append("also " + ", ".join(f"{name} {spread_text(t)}" for name, t in peers))
+    lines += [f"{name} {spread_text(t)}" for name, t in row.yardsticks.items()]
+    lines += [f"{name} absent: {reason}" for name, reason in row.absent.items()]
+    lines += [f"{name} {time_text(t.median)}, in no figure above" for name, t in row.asides.items()]
     if row.floor and row.floor.what:
-        lines.append(f"limit: {row.floor.what}")
+        lines.append(f"limit {time_text(row.floor.seconds)}: {row.floor.what}")
     if row.notes:
         lines.append(row.notes)
-    if noisy(row):
-        lines.append(f"NOISY: {noise_text(row)}")
+    if noise(row):
+        lines.append(f"~ {noise(row)}")
     return lines
 
 
-def noisy(row: Row) -> bool:
-    """Whether other programs or the hypervisor took a tenth of a core or more while the row was timed."""
-    return max(row.elsewhere.cores or 0, row.elsewhere.stolen or 0) >= 0.1
-
-
-def noise_text(row: Row) -> str:
-    return f"others kept {row.elsewhere.cores:.2f} cores busy, the hypervisor took {row.elsewhere.stolen:.2f}"
+def remarks(rows: list[Row]) -> list[str]:
+    """The details of all rows, each under its row's name."""
+    return [f"{row.name}: {line}" for row in rows for line in details(row)]
 
 
 def summary(rows: list[Row]) -> str:
@@ -90,7 +114,8 @@ def plain_table(rows: list[Row]) -> str:
     """The table in columns of fixed width."""
     lines = [HEADER, *map(cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+    texts = ("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(texts)
 
 
 def print_table(rows: list[Row], write_line) -> None:
@@ -101,9 +126,12 @@ def print_table(rows: list[Row], write_line) -> None:
     except ImportError:
         write_line(plain_table(rows))
         return
-    table = Table(*HEADER, show_lines=False, header_style="bold")
+    table = Table(*HEADER, header_style="bold")
+    previous = None
     for row in rows:
+        if previous not in (None, row.family):
+            table.add_section()
         style = "red" if row.wrong else "yellow" if any(bar.met is False for bar in row.bars) else None
         table.add_row(*cells(row), style=style)
-    console = Console()
-    Console(width=max(console.width, 150)).print(table)
+        previous = row.family
+    Console(width=max(Console().width, 160)).print(table)

@@ -74,7 +74,7 @@ class Row:
     asides: dict[str, Timing] = field(default_factory=dict)
     floor: Floor | None = None
     bars: list[Bar] = field(default_factory=list)
-    elsewhere: Elsewhere = Elsewhere(None, None)
+    elsewhere: Elsewhere = field(default_factory=lambda: Elsewhere(None, None))
     notes: str = ""
     wrong: str = ""
 

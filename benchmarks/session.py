@@ -1,0 +1,117 @@
+"""One run: its settings, its rows, what must be said about it, and its files."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import allocator
+import machine
+import page
+import plots
+import report
+import torch
+from clock import clock_for
+from measure import Effort, measure
+from registry import CaseSet
+from results import Row, save, to_json, write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Run:
+    """The rows so far and what they were measured under."""
+
+    def __init__(self, option, *, complete: bool) -> None:
+        self.full, self.device, self.complete = option("--full"), option("--device"), complete
+        self.kept = False if option("--fresh-memory") else allocator.keep_freed_memory()
+        seconds = option("--seconds") or (6.0 if self.full else 2.0)
+        self.effort = Effort(seconds, most=60 if self.full else 30, rounds=option("--rounds"))
+        self.clock = clock_for(self.device)
+        self.rows: list[Row] = []
+        self.load_at_start = machine.load_average()
+
+    def measure(self, cases: CaseSet, family: str) -> Iterator[Row]:
+        """Yields the row of each case as it is measured."""
+        generator = cases.generate(self.full)
+        while (case := self._next(generator)) is not None:
+            self.rows.append(measure(case, family, self.clock, self.effort))
+            yield self.rows[-1]
+
+    def _next(self, generator):
+        if self.device == "cpu":  # a default device would cost every PyTorch call a microsecond
+            return next(generator, None)
+        with torch.device(self.device):
+            return next(generator, None)
+
+    @property
+    def settings(self) -> dict:
+        return {
+            "complete": self.complete,
+            "full": self.full,
+            "seconds per row": self.effort.seconds,
+            "rounds": self.effort.rounds,
+            "clock": self.clock.name,
+            "freed memory kept": self.kept,
+            "load average at start": round(self.load_at_start, 2),
+            "load average at end": round(machine.load_average(), 2),
+        }
+
+    def limits(self) -> dict[str, dict]:
+        """Rates of every limit over the run, per second: their middle and their extremes."""
+        rates: dict[str, list[float]] = {}
+        for row in self.rows:
+            for name, timing in row.limits.items():
+                if name != "copy same size":  # its sizes differ
+                    rates.setdefault(name, []).append(row.works[name] / timing.median)
+        return {
+            name: {
+                "median": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+                "unit": "FLOP/s" if name.startswith("matmul") else "B/s",
+                "rows": len(values),
+            }
+            for name, values in rates.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """What casts doubt on the figures."""
+        texts = []
+        for name, rate in self.limits().items():
+            if rate["max"] > 1.15 * rate["min"]:
+                low, high = rate["min"] / 1e9, rate["max"] / 1e9
+                texts.append(f"the rate of {name} moved between {low:.1f} and {high:.1f} G{rate['unit']}")
+        noisy = sum(bool(report.noise(row)) for row in self.rows)
+        if noisy:
+            texts.append(f"{noisy} of {len(self.rows)} rows are noisy (marked ~)")
+        if self.load_at_start > 0.5:
+            texts.append(f"the load average was {self.load_at_start:.2f} at the start: something else was running")
+        fresh = [row.name for row in self.rows if row.ours and row.ours.faults * 4096 > 0.05 * row.bytes > 0]
+        if fresh:
+            texts.append(f"fresh memory pages are part of the time of {len(fresh)} rows: {'; '.join(fresh[:3])}")
+        if self.device == "cpu" and not self.kept:
+            texts.append("freed memory went back to the system: results in fresh memory include page faults")
+        return texts
+
+    def json(self) -> dict:
+        facts = machine.describe(self.device)
+        return to_json(self.rows, facts, self.settings, self.limits(), self.warnings())
+
+    def write(self, path: Path) -> list[Path]:
+        """Writes JSON, and beside it the plots and the page; returns the files."""
+        data = self.json()
+        save(path, data)
+        written = [path, *plots.write(data, path.with_suffix(""))]
+        html = path.with_suffix(".html")
+        write_atomically(html, page.html(data))
+        return [*written, html]
+
+
+def default_path(device_name: str) -> Path:
+    """Returns where a run is kept: benchmarks/results/<device>_<date>.json."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return RESULTS / f"{slug}_{datetime.now(UTC):%Y-%m-%d}.json"

@@ -1,0 +1,260 @@
+"""The benchmark harness on made-up cases: what it refuses, in which order it times, and its arithmetic."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import page
+import plots
+import pytest
+import readme
+import report
+import torch
+from load import Elsewhere
+from measure import Contender, Effort, interleave, measure, plan
+from registry import Absent, Arithmetic, Case, Steps
+from results import Row, Timing, floor_of, judge, read, rows_from, save, to_json
+
+
+class FakeClock:
+    """Every call takes as long as the table says; what was called is kept in order."""
+
+    name, device = "fake", "cpu"
+
+    def __init__(self, seconds: dict):
+        self.table, self.log = seconds, []
+
+    def seconds(self, call, iterations):
+        call()
+        self.log.append(call)
+        return self.table.get(call, 0.1) * iterations
+
+
+def nothing():
+    pass
+
+
+def case(**changes) -> Case:
+    known = dict(op="op", shape="4 x 4", dtype=torch.bfloat16, ours=nothing, verify=nothing)
+    return Case(**{**known, **changes})
+
+
+def timing(seconds: float) -> Timing:
+    return Timing.of([seconds] * 5, 1, 0)
+
+
+def row(**changes) -> Row:
+    given = case(peers={"eager": nothing, "torch.compile": nothing}, bytes=1e9, limit="copy", bars={"limit": 0.6})
+    timings = {"ours": timing(0.2), "eager": timing(0.8), "torch.compile": timing(0.3), "copy": timing(0.1)}
+    made = judge(
+        given, "family", timings, {}, {"copy": 1e9}, floor_of(given, {"copy": 1e10}), {}, Elsewhere(None, None)
+    )
+    return Row(**{**made.__dict__, **changes})
+
+
+def run_data(rows) -> dict:
+    facts = ["device", "cpu", "cores", "threads", "cpu isa", "memory", "caches", "torch", "python", "compiler"]
+    machine = {key: f"some {key}" for key in [*facts, "videoar", "system", "date", "frequency"]}
+    settings = {
+        "complete": True,
+        "freed memory kept": True,
+        "load average at start": 0.1,
+        "load average at end": 0.9,
+    }
+    limits = {"copy": {"median": 1e10, "min": 9e9, "max": 1.1e10, "unit": "B/s", "rows": 3}}
+    return to_json(rows, machine, settings, limits, ["something else was running"])
+
+
+def test_wrong_results_are_reported_and_never_timed():
+    def verify():
+        raise AssertionError("error 3.0e-01, allowed 1.0e-02")
+
+    clock = FakeClock({})
+    made = measure(case(verify=verify, peers={"eager": nothing}), "family", clock, Effort())
+    assert made.ours is None and not clock.log
+    assert "error 3.0e-01" in made.wrong and "WRONG" in report.cells(made)
+
+
+def test_a_call_that_raises_is_a_wrong_result():
+    made = measure(case(ours=lambda: 1 / 0), "family", FakeClock({}), Effort())
+    assert "ZeroDivisionError" in made.wrong
+
+
+def test_rounds_interleave_and_each_begins_with_the_next_contender():
+    calls = [lambda i=i: i for i in range(3)]
+    clock = FakeClock({})
+    contenders = [Contender(str(i), "peer", call, once=1.0, wanted=3) for i, call in enumerate(calls)]
+    interleave(contenders, clock)
+    assert [call() for call in clock.log] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+
+
+def test_slow_contenders_are_sampled_less_often_but_over_all_rounds():
+    calls = [lambda i=i: i for i in range(2)]
+    clock = FakeClock({})
+    interleave(
+        [Contender("fast", "ours", calls[0], 0, 1.0, 1, 6), Contender("slow", "peer", calls[1], 0, 1.0, 1, 2)], clock
+    )
+    order = [call() for call in clock.log]
+    assert order.count(0) == 6 and order.count(1) == 2
+    assert 1 in order[:4] and 1 in order[4:]
+
+
+def test_short_calls_are_repeated_and_every_contender_gets_its_samples():
+    short, long, slow = (Contender("", "peer", nothing, once=t) for t in (1e-6, 0.3, 30.0))
+    plan([short, long, slow], Effort(seconds=2.0))
+    assert 1000 <= short.iterations <= 1001 and long.iterations == 1
+    assert short.wanted == 30 and long.wanted == 5
+    assert slow.wanted == 0  # its one sample is the one of the warm-up
+    plan([short, long], Effort(rounds=7))
+    assert short.wanted == long.wanted == 7
+
+
+def test_peers_that_cannot_run_are_absent_with_their_reason():
+    def flex():
+        raise NotImplementedError("no backward on CPU\nlong story")
+
+    made = measure(case(peers={"flex": flex, "cuDNN": Absent("no GPU")}), "family", FakeClock({}), Effort(rounds=2))
+    assert made.absent == {"flex": "NotImplementedError: no backward on CPU", "cuDNN": "no GPU"}
+    assert made.ratio is None
+    assert any("cuDNN absent: no GPU" in line for line in report.details(made))
+
+
+def test_gradients_are_off_unless_the_case_wants_them():
+    seen = []
+    for grad in (False, True):
+        measure(
+            case(ours=lambda: seen.append(torch.is_grad_enabled()), grad=grad), "f", FakeClock({}), Effort(rounds=1)
+        )
+    assert not any(seen[: len(seen) // 2]) and all(seen[len(seen) // 2 :])
+
+
+def test_ratio_is_the_best_peers_time_over_ours_and_share_the_floor_over_ours():
+    made = row()
+    assert made.best_peer == "torch.compile"
+    assert made.ratio == pytest.approx(1.5)
+    assert made.share == pytest.approx(0.5)  # 1e9 bytes at 1e10 bytes/s take 0.1 s of our 0.2 s
+    assert made.bars[0].got == pytest.approx(0.5) and made.bars[0].met is False
+
+
+def test_floors():
+    flops = case(flops=4e9, limit="matmul")
+    assert floor_of(flops, {"matmul bf16": 2e9}).seconds == pytest.approx(2.0)
+    philox = case(flops=6e9, limit=Arithmetic(lambda: 3e9, "words of Philox"))
+    assert floor_of(philox, {}).seconds == pytest.approx(2.0)
+    steps = case(limit=Steps(((1e9, 1e9), (4e9, 1e9)), "of sampling"))
+    assert floor_of(steps, {"copy": 1e9, "matmul f32": 0.5e9}).seconds == pytest.approx(2.0 + 4.0)
+    assert floor_of(case(), {}) is None
+
+
+def test_bars_on_ratio_time_and_time_beyond_a_yardstick():
+    bars = {"eager": 5.0, "time": 0.3, "beyond empty op": 0.05, "flex": 2.0}
+    given = case(peers={"eager": nothing, "flex": Absent("none")}, yardsticks={"empty op": nothing}, bars=bars)
+    timings = {"ours": timing(0.2), "eager": timing(0.8), "empty op": timing(0.1)}
+    made = judge(given, "family", timings, {"flex": "none"}, {}, None, {}, Elsewhere(0.0, 0.0))
+    assert [bar.met for bar in made.bars] == [False, True, False, None]
+    assert made.best_peer == "eager"  # a yardstick is no peer
+    texts = [report.bar_text(bar) for bar in made.bars]
+    assert texts[0] == "eager 4.00 < 5 MISSED" and texts[3] == "flex >= 2: absent"
+
+
+@pytest.mark.parametrize("changes", [{"bars": {"egaer": 2.0}}, {"bars": {"limit": 0.5}}, {"limit": "memory"}])
+def test_cases_that_ask_for_the_unknown_are_refused(changes):
+    with pytest.raises(ValueError, match="expected"):
+        case(**changes)
+
+
+def test_rows_survive_the_file(tmp_path):
+    rows = [row(), Row.wrong_result(case(), "family", "AssertionError"), row(elsewhere=Elsewhere(0.4, 0.0))]
+    save(tmp_path / "run.json", run_data(rows))
+    assert rows_from(read(tmp_path / "run.json")) == rows
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_file_names_every_figure(tmp_path):
+    entry = json.loads(json.dumps(run_data([row()])))["rows"][0]
+    for key in ("family", "op", "shape", "dtype", "bytes", "flops", "best_peer", "ratio", "share", "bars", "floor"):
+        assert key in entry
+    assert set(entry["ours"]) == {"median", "iqr", "min", "samples", "iterations", "faults"}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "run.json"
+    save(path, {"schema": 1})
+    with pytest.raises(ValueError):
+        save(path, {"share": float("nan")})
+    assert read(path) == {"schema": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_losing_and_noisy_rows_are_printed_like_the_others():
+    losing = row(ours=timing(3.0), elsewhere=Elsewhere(0.5, 0.0))
+    line = "  ".join(report.cells(losing))
+    assert "0.10x" in line and "~3 s" in line
+    assert any("0.50 cores" in text for text in report.details(losing))
+    assert line.split("  ")[0] in report.plain_table([losing, row()])
+
+
+def test_the_page_needs_nothing_from_outside():
+    html = page.html(run_data([row(), Row.wrong_result(case(), "family", "<b>bad</b>")]))
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", html)
+    assert all(source.startswith("data:") for source in sources)
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert "<b>bad</b>" not in html and "something else was running" in html
+
+
+def test_pictures_are_made_where_matplotlib_is(tmp_path):
+    pytest.importorskip("matplotlib")
+    written = plots.write(run_data([row(flops=1e9), row(ours=timing(3.0))]), tmp_path / "run")
+    assert [path.name for path in written] == ["run_limits.png", "run_peers.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_readme_shows_each_ops_worst_row():
+    rows = [row(shape="small"), row(shape="large", ours=timing(1.0)), row(op="other")]
+    assert [r.shape for r in readme.slowest_rows(rows)] == ["large", "4 x 4"]
+
+
+def test_tables_are_written_between_their_marks_and_only_there(tmp_path):
+    path = tmp_path / "device_2026-01-01.json"
+    before = "head\n<!-- benchmarks: rows -->\nold\n<!-- benchmarks: end -->\ntail\n"
+    after = readme.fill(before, {path: run_data([row()])})
+    assert after.startswith("head\n") and after.endswith("tail\n") and "old" not in after
+    assert "| op | 4 x 4 | bf16 | 200 ms ±0% | 300 ms torch.compile | 1.50x | 0.50 copy |" in after
+    assert readme.fill(after, {path: run_data([row()])}) == after
+
+
+def test_partial_runs_and_older_ones_are_passed_over(tmp_path):
+    for name, date, complete in (("a", "2026-01-01", True), ("b", "2026-01-02", True), ("c", "2026-01-03", False)):
+        data = run_data([row()])
+        data["machine"]["date"], data["settings"]["complete"] = date, complete
+        save(tmp_path / f"{name}.json", data)
+    assert [path.name for path in readme.newest_runs(tmp_path)] == ["b.json"]
+
+
+@pytest.mark.parametrize("path", readme.PAGES, ids=lambda path: path.name)
+def test_committed_tables_are_those_of_the_committed_runs(path):
+    text = path.read_text()
+    assert readme.PLACE.search(text), f"{path.name} has no place for a table"
+    assert readme.fill(text, readme.newest_runs()) == text, "run `python benchmarks/readme.py`"
+
+
+def test_freed_memory_is_kept():
+    # In a process of its own: malloc's settings cannot be taken back.
+    code = f"""
+import sys
+sys.path.insert(0, {str(readme.ROOT / "benchmarks")!r})
+import resource, torch
+from allocator import keep_freed_memory
+kept, x = keep_freed_memory(), torch.zeros(1 << 24)
+for _ in range(8):  # the heap settles within a few calls
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x + 1
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    if kept == "False":
+        pytest.skip("malloc is not glibc's")
+    assert int(faults) < 100  # 16,384 with fresh pages
