@@ -64,7 +64,8 @@ def run_data(rows) -> dict:
         "load average at start": 0.1,
         "load average at end": 0.9,
     }
-    limits = {"copy": {"median": 1e10, "min": 9e9, "max": 1.1e10, "unit": "B/s", "rows": 3}}
+    rate = {"median": 1e10, "min": 9e9, "max": 1.1e10, "rows": 3}
+    limits = {"copy": {**rate, "unit": "B/s"}, "matmul f32": {**rate, "unit": "FLOP/s"}}
     return to_json(rows, machine, settings, limits, ["something else was running"])
 
 
@@ -207,7 +208,7 @@ def test_the_page_needs_nothing_from_outside():
 def test_pictures_are_made_where_matplotlib_is(tmp_path):
     pytest.importorskip("matplotlib")
     written = plots.write(run_data([row(flops=1e9), row(ours=timing(3.0))]), tmp_path / "run")
-    assert [path.name for path in written] == ["run_limits.png", "run_peers.png"]
+    assert [path.name for path in written] == ["run_roofline.png", "run_limits.png", "run_peers.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
