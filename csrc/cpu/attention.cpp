@@ -1,36 +1,49 @@
-// Forward: online softmax over one tile of queries. Scores stay in registers until they are weights 2^(s - m); the
-// reference m is raised only when a score exceeds it by more than 2^kHeadroom, so that rescaling is rare.
+// Forward: online softmax over one tile of queries, a chunk of keys at a time: scores, then weights 2^(s - m), then
+// weighted values. The reference m is raised only when a score exceeds it by more than kHeadroom, so that rescaling is
+// rare.
 #include "attention.h"
 
 #include "attention_backward.h"
-#include "attention_tile.h"
+#include "attention_heads.h"
 #include "parallel.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
-constexpr int kColumns = 128;     // keys whose weights are kept before they meet their values
+constexpr int kColumns = 128;     // keys of a chunk
 constexpr double kHeadroom = 32;  // 2^32 times the longest sequence is far from overflow
 constexpr double kNothingSeen = -1e30;
 constexpr double kLog2E = 1.4426950408889634;
+constexpr int64_t kSharers = 2;              // packing a head pays from this many tiles on that read it
+constexpr int64_t kWave = int64_t(8) << 20;  // bytes of packed heads at a time, or one head
 
-thread_local Workspace workspace;
+thread_local Workspace workspace, head_workspace;
+
+// Keys [.., .. + count) of the chunk's weights: their panels, and which lanes see them.
+template <class A>
+struct Values {
+  const A* panels;
+  int64_t stride;
+  int count;
+  uint64_t lanes;
+  bool unseen;  // some lane doesn't see them, and they hold a NaN or infinity that 0 * x would let through
+};
 
 // One tile's running state, kVectors vectors of queries wide.
 template <class A, int kVectors>
 struct QueryTile {
   static constexpr int kWidth = kVectors * kLanes<A>;
   const A* query;  // [head_dim][kWidth], scaled for base 2
-  A* sum;          // [head_dim][kWidth], weighted values
-  A* weights;      // [kColumns][kWidth]
+  A* sum;          // [head_dim up to a whole panel][kWidth], weighted values
+  A* weights;      // [kColumns][kWidth], scores at first
   int64_t head_dim;
   Vec<A> reference[kVectors], total[kVectors];
 
-  // The block being scored.
+  // The keys being scored, and where their scores go.
   const A* keys;
   int64_t stride;
-  int offset;  // where its weights go
+  A* scores;
   const LaneMasks<A, kVectors>* seen;
 
   template <int kRows>
@@ -44,42 +57,45 @@ struct QueryTile {
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) s[m][j] = seen->m[j] ? s[m][j] : splat(-A(__builtin_inf()));
     }
+    store_block<A, kVectors, kRows>(scores + start * kWidth, kWidth, s);
+  }
+
+  // Turns the chunk's scores into weights. A pass of its own: straight from the score's registers, the latency of one
+  // block's exponentials is not hidden behind the next block.
+  __attribute__((noinline)) void weigh(int count) {
     Vec<A> top[kVectors];
+    for (int j = 0; j < kVectors; ++j) top[j] = load(weights + j * kLanes<A>);
+    for (int i = 1; i < count; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) top[j] = vmax<A>(top[j], load(weights + i * kWidth + j * kLanes<A>));
     Mask<A> exceeds{};
+    for (int j = 0; j < kVectors; ++j) exceeds |= top[j] > reference[j] + A(kHeadroom);
+    if (any(exceeds)) raise(top);
+    Vec<A> from[kVectors], added[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
-      top[j] = s[0][j];
-#pragma GCC unroll 16
-      for (int m = 1; m < kRows; ++m) top[j] = vmax<A>(top[j], s[m][j]);
-      exceeds |= top[j] > reference[j] + A(kHeadroom);
+      from[j] = reference[j];
+      added[j] = Vec<A>{};
     }
-    if (__builtin_expect(any(exceeds), 0)) raise(top, offset + int(start));
-    A* w = weights + (offset + start) * kWidth;
+    A* row = weights;
+    for (int i = 0; i < count; ++i, row += kWidth)
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      Vec<A> added{};
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        const Vec<A> weight = exp2_weight(s[m][j] - reference[j]);
-        added += weight;
-        store(w + m * kWidth + j * kLanes<A>, weight);
+      for (int j = 0; j < kVectors; ++j) {
+        A* at = row + j * kLanes<A>;
+        const Vec<A> weight = exp2_weight(load(at) - from[j]);
+        added[j] += weight;
+        store(at, weight);
       }
-      total[j] += added;
-    }
+    for (int j = 0; j < kVectors; ++j) total[j] += added[j];
   }
 
   // Raises the reference of the lanes that need it and rescales all that was summed under the old one.
-  __attribute__((noinline)) void raise(const Vec<A> (&tops)[kVectors], int rows) {
+  __attribute__((noinline)) void raise(const Vec<A> (&tops)[kVectors]) {
     for (int j = 0; j < kVectors; ++j) {
-      const Vec<A> top = tops[j];
-      const Mask<A> higher = top > reference[j] + A(kHeadroom);
-      const Vec<A> factor = higher ? exp2_weight(reference[j] - top) : splat(A(1));
-      reference[j] = higher ? top : reference[j];
+      const Mask<A> higher = tops[j] > reference[j] + A(kHeadroom);
+      const Vec<A> factor = higher ? exp2_weight(reference[j] - tops[j]) : splat(A(1));
+      reference[j] = higher ? tops[j] : reference[j];
       total[j] *= factor;
-      for (int i = 0; i < rows; ++i) {
-        A* w = weights + i * kWidth + j * kLanes<A>;
-        store(w, load(w) * factor);
-      }
       for (int64_t d = 0; d < head_dim; ++d) {
         A* x = sum + d * kWidth + j * kLanes<A>;
         store(x, load(x) * factor);
@@ -88,33 +104,104 @@ struct QueryTile {
   }
 };
 
+// sum[d][:] += sum over runs and keys of value[key][d] * weights[key][:].
+template <class A, int kVectors>
+struct AddValues {
+  static constexpr int kWidth = kVectors * kLanes<A>;
+  static constexpr int kRows = kManyRegisters || kVectors == 1 ? 8 : 4;
+  static_assert(kPanel % kRows == 0);
+
+  // kMasked: some run is `unseen`.
+  template <bool kMasked>
+  static __attribute__((noinline)) void add(A* sum, const A* weights, const Values<A>* runs, int run_count,
+                                            int64_t width) {
+    for (int64_t d = 0; d < width; d += kRows, sum += kRows * kWidth) {
+      const A* w = weights;
+      for (const Values<A>* run = runs; run < runs + run_count; w += run->count * kWidth, ++run) {
+        const A* values = run->panels + d / kPanel * run->stride + d % kPanel;
+        // Accumulators that outlive the loop over keys would be moved to memory and back around it.
+        Vec<A> c[kRows][kVectors];
+        clear<A, kVectors, kRows>(c);
+        if constexpr (kMasked) {
+          add_seen(c, values, w, run->count, run->unseen ? run->lanes : ~uint64_t(0));
+        } else {
+          multiply_add<A, kVectors, kRows>(c, values, 1, kPanel, w, kWidth, run->count);
+        }
+        __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) {
+            A* at = sum + m * kWidth + j * kLanes<A>;
+            store(at, load(at) + c[m][j]);
+          }
+      }
+    }
+  }
+
+  static void add_seen(Vec<A> (&c)[kRows][kVectors], const A* values, const A* w, int count, uint64_t lanes) {
+    const LaneMasks<A, kVectors> seen(lanes);
+    for (int t = 0; t < count; ++t)
+      for (int m = 0; m < kRows; ++m)
+        for (int j = 0; j < kVectors; ++j)
+          c[m][j] +=
+              (Vec<A>)(seen.m[j] & (Mask<A>)splat(values[t * kPanel + m])) * load(w + t * kWidth + j * kLanes<A>);
+  }
+};
+
+// Blocks that cover [0, count) keys, the last one as wide as what is left.
+template <class A, int kVectors>
+__attribute__((noinline)) void score(QueryTile<A, kVectors>& tile, int count) {
+  constexpr int kRows = kBlockRows<kVectors>;
+  int start = 0;
+  for (; start + kRows <= count; start += kRows) tile.template block<kRows>(start);
+  if constexpr (kRows > 4) {
+    for (; start + 4 <= count; start += 4) tile.template block<4>(start);
+  }
+  switch (count - start) {
+    case 3: return tile.template block<3>(start);
+    case 2: return tile.template block<2>(start);
+    case 1: return tile.template block<1>(start);
+  }
+}
+
 template <class T, int kVectors>
-void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h) {
+void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, const Head<Accumulator<T>>* head) {
   using A = Accumulator<T>;
   constexpr int kWidth = kVectors * kLanes<A>;
-  const int64_t width = p.shape.head_dim, kv_head = h / (p.shape.heads / p.shape.kv_heads);
-  const bool converts = sizeof(T) != sizeof(A);
-  const int64_t rows_size = converts ? Carver<A>::rounded(kColumns * width) : 0;
-  Carver<A> memory{(A*)workspace.reserve(sizeof(A) * size_t(2 * Carver<A>::rounded(width * kWidth) +
-                                                            Carver<A>::rounded(kColumns * kWidth) + 2 * rows_size))};
+  const int64_t width = p.shape.head_dim, full_width = panels(width) * kPanel;
+  const int64_t kv_head = h / (p.shape.heads / p.shape.kv_heads);
+  const int64_t key_size = !head && sizeof(T) != sizeof(A) ? Carver<A>::rounded(kColumns * width) : 0;
+  const int64_t value_stride = panel_stride<A>(kColumns), value_size = head ? 0 : panels(width) * value_stride;
+  Carver<A> memory{(A*)workspace.reserve(
+      sizeof(A) * size_t(Carver<A>::rounded(width * kWidth) + Carver<A>::rounded(full_width * kWidth) +
+                         Carver<A>::rounded(kColumns * kWidth) + key_size + value_size))};
   A* query = memory.take(width * kWidth);
   QueryTile<A, kVectors> state{};
   state.query = query;
-  state.sum = memory.take(width * kWidth);
+  state.sum = memory.take(full_width * kWidth);
   state.weights = memory.take(kColumns * kWidth);
   state.head_dim = width;
-  A* key_buffer = memory.take(rows_size);
-  A* value_buffer = memory.take(rows_size);
+  A* key_buffer = memory.take(key_size);
+  A* value_buffer = memory.take(value_size);
   const int count = tile.end - tile.begin;
   pack(query, kWidth, rows_of<T>(p.q, b, h) + tile.begin * p.q.row, p.q.row, count, width, A(p.shape.scale * kLog2E));
-  for (int64_t i = 0; i < width * kWidth; ++i) state.sum[i] = 0;
+  for (int64_t i = 0; i < full_width * kWidth; ++i) state.sum[i] = 0;
   for (int j = 0; j < kVectors; ++j) state.reference[j] = splat(A(kNothingSeen));
 
   const T* keys = rows_of<T>(p.k, b, kv_head);
   const T* values = rows_of<T>(p.v, b, kv_head);
   const uint64_t live = live_lanes(tile);
-  Run<A> runs[kColumns];
+  Values<A> runs[kColumns];
   int run_count = 0, filled = 0;
+  bool masked = false;  // some run of the chunk is `unseen`
+  const auto flush = [&] {
+    state.weigh(filled);
+    const auto add = masked ? AddValues<A, kVectors>::template add<true> : AddValues<A, kVectors>::template add<false>;
+    add(state.sum, state.weights, runs, run_count, width);
+    run_count = filled = 0;
+    masked = false;
+  };
   for (int32_t index = tile.first; index < tile.last; ++index) {
     const TileSegment& segment = p.plan.segments[index];
     const LaneMasks<A, kVectors> seen(segment.lanes);
@@ -122,23 +209,28 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h) {
     state.seen = partial ? &seen : nullptr;
     for (int64_t column = segment.begin; column < segment.end;) {
       const int n = int(segment.end - column < kColumns - filled ? segment.end - column : kColumns - filled);
-      state.stride = p.k.row;
-      state.keys = widen(keys + column * p.k.row, state.stride, n, width, key_buffer);
-      state.offset = filled;
-      for_blocks<kBlockRows<kVectors>>(0, n, state);
-      Run<A>& run = runs[run_count++];
-      run = {nullptr, p.v.row, n, segment.lanes, false};
-      run.data = widen(values + column * p.v.row, run.stride, n, width, value_buffer + filled * width);
-      run.unseen = partial && !all_finite(run.data, run.stride, n, width);
+      Values<A>& run = runs[run_count++];
+      state.scores = state.weights + filled * kWidth;
+      if (head) {
+        state.keys = head->keys + column * head->key_stride;
+        state.stride = head->key_stride;
+        run = {head->panels + column * kPanel, head->stride, n, segment.lanes, false};
+        run.unseen = partial && !head->values_finite(column, column + n);
+      } else {
+        state.stride = p.k.row;
+        state.keys = widen(keys + column * p.k.row, state.stride, n, width, key_buffer);
+        A* packed = value_buffer + filled * kPanel;
+        const bool finite = pack_panels(packed, value_stride, values + column * p.v.row, p.v.row, n, width);
+        run = {packed, value_stride, n, segment.lanes, partial && !finite};
+      }
+      masked |= run.unseen;
+      score(state, n);
       filled += n;
       column += n;
-      if (filled == kColumns) {
-        accumulate<A, kVectors>(state.sum, state.weights, runs, run_count, width);
-        run_count = filled = 0;
-      }
+      if (filled == kColumns) flush();
     }
   }
-  if (filled) accumulate<A, kVectors>(state.sum, state.weights, runs, run_count, width);
+  if (filled) flush();
 
   A inverse[kWidth];
   A* lse = (A*)p.lse + (b * p.shape.heads + h) * p.shape.q_len + tile.begin;
@@ -152,17 +244,50 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h) {
   unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, inverse);
 }
 
+// Whether the tiles of a head read each of its keys kSharers times, on average.
+bool packing_pays(const AttentionParams& p) {
+  const int32_t tiles = p.plan.tile_ptr[p.plan.samples];
+  int64_t columns = 0;
+  for (int32_t i = 0; i < tiles; ++i) columns += p.plan.tiles[i].cost;
+  return columns * (p.shape.heads / p.shape.kv_heads) >= kSharers * p.plan.samples * p.shape.k_len;
+}
+
 template <class T>
 void forward(const AttentionParams& p) {
   using A = Accumulator<T>;
   const AttentionShape& shape = p.shape;
-  const int64_t first_tiles = p.plan.tile_ptr[1] - p.plan.tile_ptr[0];  // the same in every sample
-  const int64_t tasks = shape.batch * shape.heads * first_tiles;
-  parallel_items(tasks, tasks * shape.head_dim * (shape.k_len + 1), [&](int64_t task) {
-    const int64_t b = task / (shape.heads * first_tiles), h = task / first_tiles % shape.heads;
-    const Tile& tile = p.plan.tiles[p.plan.tile_ptr[p.plan.samples == 1 ? 0 : b] + task % first_tiles];
-    with_vectors<A>(tile.end - tile.begin, [&]<int kVectors>() { attend<T, kVectors>(p, tile, b, h); });
-  });
+  const int64_t tiles = p.plan.tile_ptr[1] - p.plan.tile_ptr[0];  // the same in every sample
+  const int64_t group = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
+  const auto attend_tile = [&](int64_t b, int64_t h, int64_t i, const Head<A>* head) {
+    const Tile& tile = p.plan.tiles[p.plan.tile_ptr[p.plan.samples == 1 ? 0 : b] + i];
+    with_vectors<A>(tile.end - tile.begin, [&]<int kVectors>() { attend<T, kVectors>(p, tile, b, h, head); });
+  };
+  const int64_t work = group * tiles * shape.head_dim * (shape.k_len + 1);  // of a pair
+  if (!packing_pays(p)) {
+    parallel_items(pairs * group * tiles, pairs * work, [&](int64_t task) {
+      const int64_t head = task / tiles;
+      attend_tile(head / shape.heads, head % shape.heads, task % tiles, nullptr);
+    });
+    return;
+  }
+  HeadStore<T> store(p);
+  int64_t wave = kWave / int64_t(sizeof(A)) / store.head_size;
+  wave = wave < 1 ? 1 : wave < pairs ? wave : pairs;
+  store.memory = (A*)head_workspace.reserve(sizeof(A) * size_t(wave * store.head_size));
+  for (int64_t first = 0; first < pairs; first += wave) {
+    const int64_t count = first + wave < pairs ? wave : pairs - first;
+    parallel_items(count * store.blocks, count * work, [&](int64_t task) {
+      const int64_t slot = task / store.blocks, pair = first + slot;
+      store.pack(p, slot, pair / shape.kv_heads, pair % shape.kv_heads, task % store.blocks);
+    });
+    parallel_items(count * group * tiles, count * work, [&](int64_t task) {
+      const int64_t slot = task / (group * tiles), pair = first + slot;
+      const int64_t b = pair / shape.kv_heads, kv_head = pair % shape.kv_heads;
+      const Head<A> head = store.head(p, slot, b, kv_head);
+      attend_tile(b, kv_head * group + task / tiles % group, task % tiles, &head);
+    });
+  }
+  head_workspace.trim();
 }
 
 void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, forward, p) }

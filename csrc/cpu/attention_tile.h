@@ -53,22 +53,19 @@ inline bool any(Mask<double> m) {
   return bits != 0;
 }
 
-// 2^x for x <= 127, and 0 below -126.
+// 2^x for x <= 127 to 2.7 units of rounding, exact at 0; 0 below -126.5, and NaN where x is.
 inline Vec<float> exp2_weight(Vec<float> x) {
+  x = vmax<float>(splat(-127.0f), x);
   // Adding 1.5 * 2^23 + 127 rounds to the nearest integer n and leaves n + 127, 2^n's exponent, in the low bits.
   const Vec<float> magic = splat(12583039.0f);
-  const Mask<float> alive = !(x < -126.0f);  // true for NaN, which must come through
   const Vec<float> shifted = x + magic;
   const Vec<float> r = x - (shifted - magic);
-  Vec<float> y = splat(1.540353039338161e-4f);
-  y = y * r + 1.333355814642844e-3f;
-  y = y * r + 9.618129107628477e-3f;
-  y = y * r + 5.550410866482158e-2f;
-  y = y * r + 2.402265069591007e-1f;
-  y = y * r + 6.931471805599453e-1f;
-  y = y * r + 1.0f;
-  const Vec<float> power = (Vec<float>)((Mask<float>)shifted << 23);
-  return (Vec<float>)(alive & (Mask<float>)(y * power));
+  const Vec<float> r2 = r * r;
+  const Vec<float> high = r * 1.3264727247187594e-3f + 9.671512688154485e-3f;
+  const Vec<float> middle = r * 5.5507337435741044e-2f + 0.2402224208463509f;
+  const Vec<float> low = r * 0.6931469775987168f + 1.0f;
+  const Vec<float> y = (high * r2 + middle) * r2 + low;
+  return y * (Vec<float>)((Mask<float>)shifted << 23);
 }
 __attribute__((noinline)) inline Vec<double> exp2_weight(Vec<double> x) {
   Vec<double> y{};

@@ -72,10 +72,22 @@ static inline A reduce_max(Vec<A> v) {
   return best;
 }
 
+// b where either is NaN.
 template <class A>
 static inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
   return a > b ? a : b;
 }
+#if defined(__AVX512F__) || (defined(__AVX__) && !defined(VIDEOAR_WIDE))
+// GCC makes a compare and a blend of the above where one side is a constant.
+template <>
+inline Vec<float> vmax<float>(Vec<float> a, Vec<float> b) {
+#if defined(VIDEOAR_WIDE)
+  return (Vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+#endif
 
 // Scalar conversions; the rounding is to nearest, ties to even, in both.
 static inline float to_float(bf16 x) {
