@@ -238,7 +238,7 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
     const A total = state.total[i / kLanes<A>][i % kLanes<A>];
     const A reference = state.reference[i / kLanes<A>][i % kLanes<A>];
     inverse[i] = total == 0 ? 0 : 1 / total;
-    lse[i] = total == 0 ? -A(__builtin_inf()) : (reference + A(__builtin_log2(total))) * A(1 / kLog2E);
+    lse[i] = total == 0 ? -A(__builtin_inf()) : A((reference + __builtin_log2(double(total))) / kLog2E);
   }
   for (int i = count; i < kWidth; ++i) inverse[i] = 0;
   unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, inverse);
@@ -295,7 +295,8 @@ void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, for
 }  // namespace
 
 const AttentionKernels attention_kernels = {{kTileRows<float>, kTileRows<double>, kTileRows<float>, kTileRows<float>},
-                                            {kTileRows<float>, kTileRows<double>, kTileRows<float>, kTileRows<float>},
+                                            {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<float>,
+                                             kBackwardTile<float>},
                                             forward_any,
                                             attention_backward};
 
