@@ -30,6 +30,11 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "Tensor positions, float eps, int[] dims, float theta, bool interleaved, bool full_width) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
+  // linear; packed weights: see cpu/linear.h
+  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt out_features) -> Tensor");
+  m.def("packed_linear_out(Tensor x, Tensor packed, Tensor? bias, SymInt out_features, Tensor(a!) out) -> ()");
+
   // kv_cache
   m.def(
       "kv_cache_append(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor[] ks, Tensor[] vs, Tensor[] k_weights, "

@@ -11,6 +11,7 @@ from videoar_kernels.bits import (
     unpack_bits,
 )
 from videoar_kernels.kv_cache import CacheView, KVCache
+from videoar_kernels.linear import PackedLinear, pack_linear_weight, packed_linear, unpack_linear_weight
 from videoar_kernels.masks import RangeMask
 from videoar_kernels.norm import adaln_norm, gated_residual, swiglu
 from videoar_kernels.pyramid import pyramid_decode, pyramid_encode, pyramid_resample, pyramid_step
@@ -20,6 +21,7 @@ from videoar_kernels.rope import multiscale_positions, qk_norm_rope, rope_3d, ro
 __all__ = [
     "CacheView",
     "KVCache",
+    "PackedLinear",
     "RangeMask",
     "adaln_norm",
     "bit_cross_entropy",
@@ -30,6 +32,8 @@ __all__ = [
     "info",
     "multiscale_positions",
     "pack_bits",
+    "pack_linear_weight",
+    "packed_linear",
     "pyramid_decode",
     "pyramid_encode",
     "pyramid_resample",
@@ -42,4 +46,5 @@ __all__ = [
     "swiglu",
     "unit_positions",
     "unpack_bits",
+    "unpack_linear_weight",
 ]
