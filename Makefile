@@ -40,6 +40,10 @@ emulate: $(READY)
 	VIDEOAR_LIBRARY=$$(ls -d $(CURDIR)/build/cmake-*-emulate/lib/libvideoar_ops.so) \
 	  $(PYTHON) -m pytest $(or $(TESTS),tests/kernels) -k avx512
 
+# The kernel tests on a build with AddressSanitizer and UBSan, every instruction set in it.
+sanitize: $(READY)
+	$(PYTHON) tests/sanitize.py $(TESTS)
+
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
