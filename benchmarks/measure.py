@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import resource
@@ -45,6 +46,7 @@ class Contender:
     role: str  # "ours", "peer", "yardstick" or "limit"
     call: Callable[[], object]
     work: float = 0
+    first: float = 0.0  # seconds of the first call
     once: float = 0.0  # seconds of one call, estimated
     iterations: int = 1
     wanted: int = 0
@@ -60,7 +62,7 @@ class Contender:
 
     def timing(self) -> Timing:
         calls = max(1, len(self.samples) * self.iterations)
-        return Timing.of(self.samples, self.iterations, self.faults / calls)
+        return Timing.of(self.samples, self.iterations, self.faults / calls, self.first)
 
 
 def verify(case: Case) -> str | None:
@@ -97,7 +99,9 @@ def plan(contenders: list[Contender], effort: Effort) -> None:
 
 def prepare(c: Contender, clock: Clock) -> None:
     """Warms a contender up and estimates one call; a very slow one has its only sample then."""
+    start = time.perf_counter()
     c.call()
+    c.first = time.perf_counter() - start
     c.once = clock.seconds(c.call, 1)
     if c.once < 0.3:  # the heap may need a few calls until freed blocks fit the next ones
         c.once = min(clock.seconds(c.call, 1) for _ in range(3))
@@ -110,6 +114,7 @@ def prepare(c: Contender, clock: Clock) -> None:
 
 def measure(case: Case, family: str, clock: Clock, effort: Effort) -> Row:
     """Returns the row of one case; a wrong result is not timed."""
+    start = time.perf_counter()
     torch._dynamo.reset()  # so that no case meets another's recompile limit
     with torch.set_grad_enabled(case.grad):
         wrong = verify(case)
@@ -131,7 +136,8 @@ def measure(case: Case, family: str, clock: Clock, effort: Effort) -> Row:
     timings = {c.name: c.timing() for c in contenders}
     works = {c.name: c.work for c in contenders if c.role == "limit"}
     floor = floor_of(case, {name: work / timings[name].median for name, work in works.items()})
-    return judge(case, family, timings, absent, works, floor, asides, noise)
+    row = judge(case, family, timings, absent, works, floor, asides, noise)
+    return dataclasses.replace(row, wall=round(time.perf_counter() - start, 2))
 
 
 def gather(case: Case, clock: Clock) -> tuple[list[Contender], dict[str, str]]:

@@ -83,6 +83,8 @@ def details(row: Row) -> list[str]:
     peers = sorted(row.peers.items(), key=lambda item: item[1].median)[1:]
     if peers:
         lines.append("also " + ", ".join(f"{name} {spread_text(t)}" for name, t in peers))
+    compiled = [(name, t.first) for name, t in row.peers.items() if t.first > 1.0 + 10 * t.median]
+    lines += [f"{name}'s first call took {time_text(first)}" for name, first in compiled]
     lines += [f"{name} {spread_text(t)}" for name, t in row.yardsticks.items()]
     lines += [f"{name} absent: {reason}" for name, reason in row.absent.items()]
     lines += [f"{name} {time_text(t.median)}, in no figure above" for name, t in row.asides.items()]

@@ -26,14 +26,15 @@ class Timing:
     samples: list[float]
     iterations: int  # calls in one sample
     faults: float  # memory pages touched for the first time, per call
+    first: float  # seconds of the first call, compilation included
 
     @classmethod
-    def of(cls, samples: list[float], iterations: int, faults: float) -> Timing:
+    def of(cls, samples: list[float], iterations: int, faults: float, first: float = 0.0) -> Timing:
         quartiles = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
         rounded = [float(f"{s:.5g}") for s in samples]
-        return cls(
-            statistics.median(samples), quartiles[2] - quartiles[0], min(samples), rounded, iterations, round(faults, 2)
-        )
+        iqr = quartiles[2] - quartiles[0]
+        median, least = statistics.median(samples), min(samples)
+        return cls(median, iqr, least, rounded, iterations, round(faults, 2), round(first, 3))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Row:
     elsewhere: Elsewhere = field(default_factory=lambda: Elsewhere(None, None))
     notes: str = ""
     wrong: str = ""
+    wall: float = 0.0  # seconds from the first verification to the last sample
 
     @classmethod
     def wrong_result(cls, case: Case, family: str, why: str) -> Row:

@@ -178,7 +178,7 @@ def test_the_file_names_every_figure(tmp_path):
     entry = json.loads(json.dumps(run_data([row()])))["rows"][0]
     for key in ("family", "op", "shape", "dtype", "bytes", "flops", "best_peer", "ratio", "share", "bars", "floor"):
         assert key in entry
-    assert set(entry["ours"]) == {"median", "iqr", "min", "samples", "iterations", "faults"}
+    assert set(entry["ours"]) == {"median", "iqr", "min", "samples", "iterations", "faults", "first"}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
