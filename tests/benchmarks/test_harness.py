@@ -95,9 +95,8 @@ def test_rounds_interleave_and_each_begins_with_the_next_contender():
 def test_slow_contenders_are_sampled_less_often_but_over_all_rounds():
     calls = [lambda i=i: i for i in range(2)]
     clock = FakeClock({})
-    interleave(
-        [Contender("fast", "ours", calls[0], 0, 1.0, 1, 6), Contender("slow", "peer", calls[1], 0, 1.0, 1, 2)], clock
-    )
+    wanted = {"fast": 6, "slow": 2}
+    interleave([Contender(n, "peer", c, once=1.0, wanted=wanted[n]) for n, c in zip(wanted, calls, strict=True)], clock)
     order = [call() for call in clock.log]
     assert order.count(0) == 6 and order.count(1) == 2
     assert 1 in order[:4] and 1 in order[4:]
