@@ -5,7 +5,7 @@
 
 #include "attention_backward.h"
 #include "attention_heads.h"
-#include "parallel.h"
+#include "attention_pairs.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
@@ -15,8 +15,6 @@ constexpr int kColumns = 128;     // keys of a chunk
 constexpr double kHeadroom = 32;  // 2^32 times the longest sequence is far from overflow
 constexpr double kNothingSeen = -1e30;
 constexpr double kLog2E = 1.4426950408889634;
-constexpr int64_t kSharers = 2;              // packing a head pays from this many tiles on that read it
-constexpr int64_t kWave = int64_t(8) << 20;  // bytes of packed heads at a time, or one head
 
 thread_local Workspace workspace, head_workspace;
 
@@ -215,7 +213,7 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
         state.keys = head->keys + column * head->key_stride;
         state.stride = head->key_stride;
         run = {head->panels + column * kPanel, head->stride, n, segment.lanes, false};
-        run.unseen = partial && !head->values_finite(column, column + n);
+        run.unseen = partial && !all_of(head->finite, column, column + n);
       } else {
         state.stride = p.k.row;
         state.keys = widen(keys + column * p.k.row, state.stride, n, width, key_buffer);
@@ -244,57 +242,30 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
   unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, inverse);
 }
 
-// Whether the tiles of a head read each of its keys kSharers times, on average.
-bool packing_pays(const AttentionParams& p) {
-  const int32_t tiles = p.plan.tile_ptr[p.plan.samples];
-  int64_t columns = 0;
-  for (int32_t i = 0; i < tiles; ++i) columns += p.plan.tiles[i].cost;
-  return columns * (p.shape.heads / p.shape.kv_heads) >= kSharers * p.plan.samples * p.shape.k_len;
-}
-
 template <class T>
 void forward(const AttentionParams& p) {
   using A = Accumulator<T>;
-  const AttentionShape& shape = p.shape;
-  const int64_t tiles = p.plan.tile_ptr[1] - p.plan.tile_ptr[0];  // the same in every sample
-  const int64_t group = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
-  const auto attend_tile = [&](int64_t b, int64_t h, int64_t i, const Head<A>* head) {
-    const Tile& tile = p.plan.tiles[p.plan.tile_ptr[p.plan.samples == 1 ? 0 : b] + i];
-    with_vectors<A>(tile.end - tile.begin, [&]<int kVectors>() { attend<T, kVectors>(p, tile, b, h, head); });
-  };
-  const int64_t work = group * tiles * shape.head_dim * (shape.k_len + 1);  // of a pair
-  if (!packing_pays(p)) {
-    parallel_items(pairs * group * tiles, pairs * work, [&](int64_t task) {
-      const int64_t head = task / tiles;
-      attend_tile(head / shape.heads, head % shape.heads, task % tiles, nullptr);
-    });
-    return;
-  }
   HeadStore<T> store(p);
-  int64_t wave = kWave / int64_t(sizeof(A)) / store.head_size;
-  wave = wave < 1 ? 1 : wave < pairs ? wave : pairs;
-  store.memory = (A*)head_workspace.reserve(sizeof(A) * size_t(wave * store.head_size));
-  for (int64_t first = 0; first < pairs; first += wave) {
-    const int64_t count = first + wave < pairs ? wave : pairs - first;
-    parallel_items(count * store.blocks, count * work, [&](int64_t task) {
-      const int64_t slot = task / store.blocks, pair = first + slot;
-      store.pack(p, slot, pair / shape.kv_heads, pair % shape.kv_heads, task % store.blocks);
-    });
-    parallel_items(count * group * tiles, count * work, [&](int64_t task) {
-      const int64_t slot = task / (group * tiles), pair = first + slot;
-      const int64_t b = pair / shape.kv_heads, kv_head = pair % shape.kv_heads;
-      const Head<A> head = store.head(p, slot, b, kv_head);
-      attend_tile(b, kv_head * group + task / tiles % group, task % tiles, &head);
-    });
-  }
-  head_workspace.trim();
+  for_tiles(p, store, head_workspace, [&](const Tile& tile, int64_t b, int64_t h, const Head<A>* head) {
+    with_vectors<A>(tile.end - tile.begin, [&]<int kVectors>() { attend<T, kVectors>(p, tile, b, h, head); });
+  });
 }
+
+#if defined(VIDEOAR_BF16_DOT)
+template <>
+void forward<bf16>(const AttentionParams& p) {
+  attention_forward_pairs(p);
+}
+constexpr int kBf16Tile = kPairTile;
+#else
+constexpr int kBf16Tile = kTileRows<float>;
+#endif
 
 void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, forward, p) }
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {{kTileRows<float>, kTileRows<double>, kTileRows<float>, kTileRows<float>},
+const AttentionKernels attention_kernels = {{kTileRows<float>, kTileRows<double>, kBf16Tile, kTileRows<float>},
                                             {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<float>,
                                              kBackwardTile<float>},
                                             forward_any,

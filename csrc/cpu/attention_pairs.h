@@ -9,6 +9,9 @@
 
 namespace videoar {
 namespace VIDEOAR_ISA {
+
+void attention_forward_pairs(const AttentionParams& p);  // bfloat16 only
+
 namespace {
 
 // Rows of a register block beside kVectors vectors: 16 accumulators hide the latency of two dots a cycle.
@@ -39,6 +42,19 @@ inline VecU32 splat_pair(const uint32_t* p) { return *p - VecU32{}; }
 inline VecU32 to_pairs(Vec<float> low, Vec<float> high) {
   const VecU32 first = (VecU32)low + 0x8000, second = (VecU32)high + 0x8000;
   return first >> 16 | (second & 0xffff0000u);
+}
+
+// 2^x for x <= 127 to 3e-6, a hundredth of the rounding to bfloat16 that follows; exact at 0, 0 below -126.5.
+inline Vec<float> exp2_coarse(Vec<float> x) {
+  x = vmax<float>(splat(-127.0f), x);
+  const Vec<float> magic = splat(12583039.0f);  // see exp2_weight
+  const Vec<float> shifted = x + magic;
+  const Vec<float> r = x - (shifted - magic);
+  Vec<float> y = r * 9.582853168908417e-3f + 5.590642503645771e-2f;
+  y = y * r + 0.24024098611259498f;
+  y = y * r + 0.6931241933678396f;
+  y = y * r + 1.0f;
+  return y * (Vec<float>)((Mask<float>)shifted << 23);
 }
 
 constexpr uint32_t kPairOfOnes = 0x3f803f80;
