@@ -265,11 +265,11 @@ void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, for
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {{kTileRows<float>, kTileRows<double>, kBf16Tile, kTileRows<float>},
-                                            {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<float>,
-                                             kBackwardTile<float>},
-                                            forward_any,
-                                            attention_backward};
+const AttentionKernels attention_kernels = {
+    {kTileRows<float>, kTileRows<double>, kBf16Tile, kTileRows<float>},
+    {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<float>, kBackwardTile<float>},
+    forward_any,
+    attention_backward};
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar
