@@ -7,6 +7,7 @@ from pathlib import Path
 import machine
 import pytest
 import report
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from pytest_benchmark.utils import NameWrapper
 from registry import CaseSet, sets_of
@@ -27,6 +28,8 @@ def pytest_addoption(parser):
 
 def pytest_sessionstart(session):
     option = session.config.getoption
+    if option("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: this PyTorch sees no GPU")
     if option("verbose") < 1:
         session.config._benchmarksession.quiet = True  # pytest-benchmark's own table of every contender: with -v
     here = Path(__file__).parent

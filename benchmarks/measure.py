@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -16,6 +17,8 @@ from limits import limit_calls
 from load import Load
 from registry import Absent, Arithmetic, Case, Steps
 from results import Row, Timing, floor_of, judge
+
+from videoar_kernels import library
 
 SHORTEST_SAMPLE = 1e-3  # seconds: shorter calls are repeated until one sample takes this long
 WARM_BELOW = 50e-3  # seconds: shorter calls run once untimed before each sample, so that neighbours' traces are gone
@@ -116,28 +119,44 @@ def measure(case: Case, family: str, clock: Clock, effort: Effort) -> Row:
     """Returns the row of one case; a wrong result is not timed."""
     start = time.perf_counter()
     torch._dynamo.reset()  # so that no case meets another's recompile limit
-    with torch.set_grad_enabled(case.grad):
-        wrong = verify(case)
-        if wrong:
+    with torch.set_grad_enabled(case.grad), instruction_set(case.isa):
+        if wrong := verify(case):
             return Row.wrong_result(case, family, wrong)
         contenders, absent = gather(case, clock)
         plan(contenders, effort)
-        gc.collect()
-        enabled = gc.isenabled()
-        gc.disable()
-        load = Load()
-        try:
+        with no_garbage_collection():
+            load = Load()
             interleave([c for c in contenders if c.wanted], clock)
-        finally:
-            if enabled:
-                gc.enable()
-        noise = load.elsewhere()
+            elsewhere = load.elsewhere()
         asides = {name: Timing.of(few(call, clock), 1, 0) for name, call in case.asides.items()}
-    timings = {c.name: c.timing() for c in contenders}
-    works = {c.name: c.work for c in contenders if c.role == "limit"}
-    floor = floor_of(case, {name: work / timings[name].median for name, work in works.items()})
-    row = judge(case, family, timings, absent, works, floor, asides, noise)
+        timings = {c.name: c.timing() for c in contenders}
+        works = {c.name: c.work for c in contenders if c.role == "limit"}
+        floor = floor_of(case, {name: work / timings[name].median for name, work in works.items()})
+    row = judge(case, family, timings, absent, works, floor, asides, elsewhere)
     return dataclasses.replace(row, wall=round(time.perf_counter() - start, 2))
+
+
+@contextlib.contextmanager
+def instruction_set(name: str | None):
+    """Runs CPU kernels with instruction set `name`, if any."""
+    before = library.set_cpu_isa(name) if name else None
+    try:
+        yield
+    finally:
+        if before:
+            library.set_cpu_isa(before)
+
+
+@contextlib.contextmanager
+def no_garbage_collection():
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def gather(case: Case, clock: Clock) -> tuple[list[Contender], dict[str, str]]:

@@ -85,5 +85,5 @@ def _bars(row: Row) -> str:
 
 
 def _image(name: str, figure) -> str:
-    data = base64.b64encode(plots.picture(figure, "png")).decode()
+    data = base64.b64encode(plots.picture(figure)).decode()
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'

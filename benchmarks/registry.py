@@ -78,6 +78,7 @@ class Case:
         bars: what is asked for. "limit": least share of the limit; a peer's or yardstick's name: least ratio of its
             time to ours; "time": most seconds; "beyond <name>": most seconds more than that yardstick.
         grad: run with gradients enabled; otherwise everything runs under torch.no_grad().
+        isa: run under this CPU instruction set instead of the best one.
         notes: a remark printed below the table.
     """
 
@@ -94,6 +95,7 @@ class Case:
     limit: str | Arithmetic | Steps | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
     grad: bool = False
+    isa: str | None = None
     notes: str = ""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from measure import Contender, Effort, interleave, measure, plan
 from registry import Absent, Arithmetic, Case, Steps
 from results import Row, Timing, floor_of, judge, read, rows_from, save, to_json
 
+from videoar_kernels import library
+
 
 class FakeClock:
     """Every call takes as long as the table says; what was called is kept in order."""
@@ -129,6 +131,12 @@ def test_gradients_are_off_unless_the_case_wants_them():
             case(ours=lambda: seen.append(torch.is_grad_enabled()), grad=grad), "f", FakeClock({}), Effort(rounds=1)
         )
     assert not any(seen[: len(seen) // 2]) and all(seen[len(seen) // 2 :])
+
+
+def test_a_case_may_ask_for_an_instruction_set():
+    seen, before = [], library.cpu_isa()
+    measure(case(ours=lambda: seen.append(library.cpu_isa()), isa="portable"), "f", FakeClock({}), Effort(rounds=1))
+    assert set(seen) == {"portable"} and library.cpu_isa() == before
 
 
 def test_ratio_is_the_best_peers_time_over_ours_and_share_the_floor_over_ours():
