@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import math
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,18 +55,18 @@ class Contender:
     iterations: int = 1
     wanted: int = 0
     samples: list[float] = field(default_factory=list)
-    faults: int = 0
+    faults: list[int] = field(default_factory=list)
 
     def sample(self, clock: Clock) -> None:
         if self.once < WARM_BELOW:
             self.call()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         self.samples.append(clock.seconds(self.call, self.iterations) / self.iterations)
-        self.faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        self.faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
     def timing(self) -> Timing:
-        calls = max(1, len(self.samples) * self.iterations)
-        return Timing.of(self.samples, self.iterations, self.faults / calls, self.first)
+        faults = statistics.median(self.faults or [0]) / self.iterations
+        return Timing.of(self.samples, self.iterations, faults, self.first)
 
 
 def verify(case: Case) -> str | None:
@@ -90,8 +91,9 @@ def interleave(contenders: list[Contender], clock: Clock) -> None:
 
 def plan(contenders: list[Contender], effort: Effort) -> None:
     """Sets how many calls make a sample and how many samples each contender gives."""
-    share = effort.seconds / len(contenders)
+    shares = effort.seconds / (len(contenders) + 1)
     for c in contenders:
+        share = shares * (2 if c.role == "ours" else 1)
         c.iterations = max(1, math.ceil(SHORTEST_SAMPLE / max(c.once, 1e-9))) if c.once < SHORTEST_SAMPLE else 1
         cost = c.once * (c.iterations + (c.once < WARM_BELOW))
         least = effort.least if cost * effort.least <= effort.seconds else 3
@@ -106,7 +108,7 @@ def prepare(c: Contender, clock: Clock) -> None:
     c.call()
     c.first = time.perf_counter() - start
     c.once = clock.seconds(c.call, 1)
-    if c.once < 0.3:  # the heap may need a few calls until freed blocks fit the next ones
+    if c.once < 0.1:  # the heap may need a few calls until freed blocks fit the next ones
         c.once = min(clock.seconds(c.call, 1) for _ in range(3))
     if c.once < SHORTEST_SAMPLE:
         repeats = max(1, int(0.2 * SHORTEST_SAMPLE / max(c.once, 1e-7)))

@@ -57,7 +57,7 @@ def time_text(seconds: float) -> str:
 def bar_text(bar: Bar) -> str:
     """Such as `limit 0.82 >= 0.75` or `eager 3.10 < 4 MISSED`."""
     timed = bar.name == "time" or bar.name.startswith("beyond ")
-    want = time_text(bar.want) if timed else f"{bar.want:g}"
+    want = time_text(bar.want) if timed else f"{bar.want:.3g}"
     if bar.met is None:
         return f"{bar.name} {'<=' if timed else '>='} {want}: absent"
     got = time_text(bar.got) if timed else f"{bar.got:.2f}"

@@ -25,7 +25,7 @@ class Timing:
     min: float
     samples: list[float]
     iterations: int  # calls in one sample
-    faults: float  # memory pages touched for the first time, per call
+    faults: float  # memory pages touched for the first time, per call of the median sample
     first: float  # seconds of the first call, compilation included
 
     @classmethod
