@@ -51,6 +51,14 @@ def clip(frames: int, size: int = 64) -> torch.Tensor:
     return (torch.rand(frames, size, size, 3) * 255).to(torch.uint8)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_generate_packs_the_transformer_when_asked(model, tmp_path, precision):
+    output = tmp_path / "out.mp4"
+    done = run("generate", "a red circle", "--model", model, "-o", output, "--frames", 9, "--precision", precision)
+    assert done.exit_code == 0, done.output
+    assert read_video(output).frames.shape == (9, 64, 64, 3)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_generate_writes_a_file_of_the_asked_length(model, tmp_path, suffix):
     output = tmp_path / f"out{suffix}"

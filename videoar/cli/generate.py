@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from videoar.cli.errors import console, readable_errors
+
+
+class Precision(StrEnum):
+    """What a packed transformer computes in."""
+
+    bf16 = "bf16"
+    float32 = "float32"
+
+    @property
+    def dtype(self):
+        import torch
+
+        return torch.bfloat16 if self is Precision.bf16 else torch.float32
 
 
 def generate(
@@ -24,6 +38,10 @@ def generate(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the bits; the model's own if not given.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Pack the transformer's weights for speed: bf16, or float32. As they are if not given."),
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Frame rate of the file.")] = None,
 ) -> None:
     """Generate a video from a prompt, an image or a video."""
@@ -41,6 +59,8 @@ def generate(
         if folder is None:
             raise ValueError("generate: expected --model, because this installation ships no model")
         pipeline = VideoPipeline.from_pretrained(folder)
+        if precision is not None:
+            pipeline.pack(precision.dtype)
         unknown = getattr(pipeline.conditioner, "unknown", lambda _: [])(prompt)
         if unknown:
             console.print(f"[yellow]the model does not know:[/yellow] {', '.join(unknown)}", highlight=False)

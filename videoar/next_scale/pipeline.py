@@ -79,9 +79,14 @@ class VideoPipeline:
             part.to(device)
         return self
 
+    def pack(self, dtype: torch.dtype = torch.bfloat16) -> VideoPipeline:
+        """Puts the transformer into its form for inference, in place: `NextScaleTransformer.pack`."""
+        self.transformer.pack(dtype)
+        return self
+
     @property
     def device(self) -> torch.device:
-        return self.transformer.head.weight.device
+        return self.transformer.start.device
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -123,10 +128,11 @@ class VideoPipeline:
         if not isinstance(guidance, GuidanceSchedule):
             guidance = GuidanceSchedule.constant(float(guidance))
         given = None if video is None else self._given(video, count, frames)
-        uncond = None if guidance.is_one else self.conditioner([None]).expand(count, -1, -1)
+        dtype = self.transformer.dtype
+        uncond = None if guidance.is_one else self.conditioner([None]).to(dtype).expand(count, -1, -1)
         decoded = decode_frames(
             self.transformer,
-            self.conditioner(prompts),
+            self.conditioner(prompts).to(dtype),
             frames=1 + (frames - 1) // stride,
             seeds=[seed] * count if isinstance(seed, int) else list(seed),
             uncond=uncond,

@@ -63,7 +63,9 @@ def decode_frames(
     cache.commit()
 
     height, width = scales[-1]
-    previous = text.new_zeros(batch, height, width, config.bits)
+    # What is known so far adds up in float32, whatever the transformer computes in.
+    wide = torch.promote_types(text.dtype, torch.float32)
+    previous = text.new_zeros(batch, height, width, config.bits, dtype=wide)
     for frame in range(frames):
         resampled = pyramid_resample(previous[:, None], scales)[:, 0]  # (B, N, d)
         inputs, total, bits = resampled[:, layout.within_frame(0)], torch.zeros_like(previous), []

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from videoar.model_folder import load_model_folder, save_model_folder
 from videoar.next_scale.config import TransformerConfig
 from videoar.next_scale.sequence import SequenceLayout, sequence_layout
-from videoar_kernels import KVCache, adaln_norm, qk_norm_rope, range_attention, rope_3d, swiglu
+from videoar_kernels import KVCache, PackedLinear, adaln_norm, qk_norm_rope, range_attention, rope_3d, swiglu
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -120,6 +120,35 @@ class NextScaleTransformer(nn.Module):
         nn.init.normal_(self.start, std=1.0)
         nn.init.normal_(self.scale_embedding.weight, std=1.0)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, and what text features are to come in."""
+        return self.start.dtype
+
+    def pack(self, dtype: torch.dtype = torch.bfloat16) -> NextScaleTransformer:
+        """Puts the model into its form for inference, in place: linear layers packed, everything in `dtype`.
+
+        Args:
+            dtype: bfloat16, or float32 for a model that must not lose precision.
+
+        Returns:
+            The model, which can be neither trained nor saved any more.
+
+        Raises:
+            TypeError: if weights of this dtype cannot be packed.
+        """
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear.from_linear(child, dtype))
+        for module in self.modules():
+            if not isinstance(module, PackedLinear):
+                for parameter in module.parameters(recurse=False):
+                    # Norms compute in float32 and want their gains so.
+                    wide = isinstance(module, (RMSNorm, Attention))
+                    parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+        return self.eval().requires_grad_(False)
+
     def layout(self, frames: int) -> SequenceLayout:
         return sequence_layout(self.config, frames)
 
@@ -189,6 +218,7 @@ class NextScaleTransformer(nn.Module):
 
     def _embed(self, inputs: Tensor, context: Tensor | None, text: Tensor, scale_ids: Tensor, *, start: int) -> Tensor:
         gain = self.config.bits**0.5  # code entries are +-1 / sqrt(d); the residual stream wants unit size
+        inputs, context = (part if part is None else part.to(self.dtype) for part in (inputs, context))
         x = self.input(inputs * gain) + self.scale_embedding(scale_ids)  # (B, L, C)
         if self.context is not None:
             x = x + self.context(context * gain)
@@ -208,7 +238,9 @@ class NextScaleTransformer(nn.Module):
         return x
 
     def _predict(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x))
+        x = self.norm(x)
+        # Guidance multiplies the rounding of logits, so a packed head gives float32.
+        return self.head(x.float() if isinstance(self.head, PackedLinear) else x)
 
     @staticmethod
     def _cached(cache: KVCache) -> Callable[[int], Attend]:
@@ -242,7 +274,13 @@ class NextScaleTransformer(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`, the weights in `dtype` if given."""
+        """Write `config.json` and `model.safetensors`, the weights in `dtype` if given.
+
+        Raises:
+            ValueError: after `pack`.
+        """
+        if isinstance(self.head, PackedLinear):
+            raise ValueError("save_pretrained: expected a model as it was trained, got a packed one")
         save_model_folder(folder, self.config.to_dict(), self.state_dict(), dtype=dtype)
 
     @classmethod
