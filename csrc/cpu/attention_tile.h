@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <utility>
 
 #include "attention.h"
 #include "simd.h"
@@ -217,24 +218,31 @@ inline const Accumulator<T>* widen(const T* rows, int64_t& stride, int64_t count
   }
 }
 
-// Transposes a square of vectors in place: halves are swapped across the diagonal, then quarters, and so on.
+// All bits in the first `count` lanes.
 template <class A>
+inline Mask<A> first_lanes(int64_t count) {
+  Mask<A> lanes;
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = i < count ? -1 : 0;
+  return lanes;
+}
+
+// Swaps the upper halves of each 2 * kHalf lanes of the top with the lower ones of the bottom. The masks are literals:
+// GCC makes real shuffles of those only.
+template <class A, int kHalf, size_t... kLane>
+inline void swap_halves(Vec<A>& top, Vec<A>& bottom, std::index_sequence<kLane...>) {
+  constexpr size_t n = kLanes<A>;
+  const Vec<A> a = top, b = bottom;
+  top = __builtin_shuffle(a, b, Mask<A>{(kLane & kHalf ? n + kLane - kHalf : kLane)...});
+  bottom = __builtin_shuffle(a, b, Mask<A>{(kLane & kHalf ? n + kLane : kLane + kHalf)...});
+}
+
+// Transposes a square of vectors in place: halves are swapped across the diagonal, then quarters, and so on.
+template <class A, int kHalf = kLanes<A> / 2>
 inline void transpose(Vec<A> (&square)[kLanes<A>]) {
-#pragma GCC unroll 8
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
-    Mask<A> upper, lower;
-    for (int j = 0; j < kLanes<A>; ++j) {
-      upper[j] = j & half ? kLanes<A> + j - half : j;
-      lower[j] = j & half ? kLanes<A> + j : j + half;
-    }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<A>; ++i) {
-      if (i & half) continue;
-      const Vec<A> top = square[i], bottom = square[i + half];
-      square[i] = __builtin_shuffle(top, bottom, upper);
-      square[i + half] = __builtin_shuffle(top, bottom, lower);
-    }
-  }
+  for (int i = 0; i < kLanes<A>; ++i)
+    if (!(i & kHalf)) swap_halves<A, kHalf>(square[i], square[i + kHalf], std::make_index_sequence<kLanes<A>>());
+  if constexpr (kHalf > 1) transpose<A, kHalf / 2>(square);
 }
 
 // Transposes `count` rows into lanes: packed[d][lane] = factor * rows[lane][d], zero in lanes past `count`.
@@ -243,13 +251,19 @@ __attribute__((noinline)) void pack(Accumulator<T>* packed, int lanes, const T* 
                                     int64_t width, Accumulator<T> factor) {
   using A = Accumulator<T>;
   for (int64_t first = 0; first < lanes; first += kLanes<A>) {
+    const T* from[kLanes<A>];  // lanes past `count` repeat the last row, and are cleared
+    for (int i = 0; i < kLanes<A>; ++i) from[i] = rows + (first + i < count ? first + i : count - 1) * stride;
+    const Vec<A> factors = splat(factor);
+    const Mask<A> live = first_lanes<A>(count - first);
     int64_t d = 0;
     for (; d + kLanes<A> <= width; d += kLanes<A>) {
       Vec<A> square[kLanes<A>];
-      for (int i = 0; i < kLanes<A>; ++i)
-        square[i] = first + i < count ? load(rows + (first + i) * stride + d) * factor : Vec<A>{};
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<A>; ++i) square[i] = load(from[i] + d);
       transpose<A>(square);
-      for (int i = 0; i < kLanes<A>; ++i) store(packed + (d + i) * lanes + first, square[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<A>; ++i)
+        store(packed + (d + i) * lanes + first, (Vec<A>)(live & (Mask<A>)(square[i] * factors)));
     }
     for (; d < width; ++d)
       for (int64_t i = first; i < first + kLanes<A>; ++i)
@@ -268,9 +282,12 @@ __attribute__((noinline)) void unpack(T* rows, int64_t stride, const Accumulator
     int64_t d = 0;
     for (; d + kLanes<A> <= width; d += kLanes<A>) {
       Vec<A> square[kLanes<A>];
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes<A>; ++i) square[i] = load(packed + (d + i) * lanes + first) * factor;
       transpose<A>(square);
-      for (int i = 0; i < kLanes<A> && first + i < last; ++i) store(rows + (first + i) * stride + d, square[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<A>; ++i)
+        if (first + i < last) store(rows + (first + i) * stride + d, square[i]);
     }
     for (; d < width; ++d)
       for (int64_t i = first; i < last; ++i) rows[i * stride + d] = from_float<T>(packed[d * lanes + i] * factors[i]);
