@@ -1,5 +1,7 @@
 #include "../cpu/bits.h"
 
+#include <memory>
+
 #include "tensors.h"
 
 namespace videoar {
@@ -85,24 +87,14 @@ std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tenso
   return {code, bits};
 }
 
-struct ScaleIds {
-  Tensor dense;
-  const int32_t* data = nullptr;
-  int64_t scales;
-
-  ScaleIds(const std::optional<Tensor>& ids, const Tensor& like, int64_t rows, int64_t num_scales)
-      : dense(ids.has_value() ? torch::stable::contiguous(*ids) : like), scales(num_scales) {
-    if (!ids.has_value()) return;
-    STD_TORCH_CHECK(dense.numel() == rows && dense.scalar_type() == ScalarType::Int,
-                    "bit_cross_entropy: expected one int32 scale id per token");
-    data = static_cast<const int32_t*>(dense.const_data_ptr());
-  }
-  int64_t operator[](int64_t row) const {
-    const int64_t id = data == nullptr ? 0 : data[row];
-    STD_TORCH_CHECK(id >= 0 && id < scales, "bit_cross_entropy: expected scale_ids in [0, num_scales)");
-    return id;
-  }
-};
+// One int32 scale id per row, dense, or null.
+const int32_t* row_ids(std::optional<Tensor>& t, int64_t rows) {
+  if (!t.has_value()) return nullptr;
+  STD_TORCH_CHECK(t->numel() == rows && t->scalar_type() == ScalarType::Int && t->is_cpu(),
+                  "bit_cross_entropy: expected one int32 scale id per token");
+  t = torch::stable::contiguous(*t);
+  return static_cast<const int32_t*>(t->const_data_ptr());
+}
 
 void put(Tensor& t, int64_t i, double value) {
   if (t.scalar_type() == ScalarType::Double) {
@@ -123,36 +115,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bit_cross_entropy(const Tenso
                                                                      int64_t num_scales) {
   const Rows in(logits), target(bits);
   check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
+  STD_TORCH_CHECK(target.rows == in.rows && num_scales >= 0, "bit_cross_entropy: expected as many bits as logits");
   const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
-  const ScaleIds ids(scale_ids, logits, in.rows, num_scales);
-  std::vector<double> entropy(in.rows), correct(in.rows);
-  bits_kernels().entropy({in.tensor.const_data_ptr(), bytes_of(target), entropy.data(), correct.data(), in.rows,
-                          in.width, in.stride, target.stride, dtype_of(logits)});
-  // Rows are summed in one fixed order, so the thread count cannot change the result.
-  std::vector<double> nats(num_scales), hits(num_scales), total(num_scales);
-  for (int64_t row = 0; row < in.rows; ++row) {
-    const int64_t scale = ids[row];
-    const double w = weights == nullptr ? 1.0 : weights[row];
-    nats[scale] += w * entropy[row];
-    hits[scale] += w * correct[row];
-    total[scale] += w;
+  const int32_t* ids = row_ids(scale_ids, in.rows);
+  const int64_t chunks = entropy_chunks(in.rows);
+  std::vector<EntropySums> sums(chunks * num_scales);
+  std::unique_ptr<bool[]> refused(new bool[chunks]());
+  bits_kernels().entropy({in.tensor.const_data_ptr(), bytes_of(target), weights, ids, sums.data(), refused.get(),
+                          in.rows, in.width, num_scales, in.stride, target.stride, dtype_of(logits)});
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    STD_TORCH_CHECK(!refused[chunk], "bit_cross_entropy: expected scale_ids in [0, num_scales)");
   }
   const ScalarType wide = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor loss = empty_dense(logits, {}, wide), accuracy = empty_dense(logits, {}, wide);
   Tensor per_scale = empty_dense(logits, {num_scales}, wide), scale_accuracy = empty_dense(logits, {num_scales}, wide);
   Tensor totals = empty_dense(logits, {num_scales}, ScalarType::Double);
-  double all_nats = 0, all_hits = 0, all = 0;
+  EntropySums all{};
   const double dim = double(in.width);
   for (int64_t s = 0; s < num_scales; ++s) {
-    all_nats += nats[s];
-    all_hits += hits[s];
-    all += total[s];
-    put(per_scale, s, nats[s] / (total[s] * dim));
-    put(scale_accuracy, s, hits[s] / (total[s] * dim));
-    put(totals, s, total[s]);
+    EntropySums one{};
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const EntropySums& part = sums[chunk * num_scales + s];
+      one = {one.nats + part.nats, one.hits + part.hits, one.weight + part.weight};
+    }
+    all = {all.nats + one.nats, all.hits + one.hits, all.weight + one.weight};
+    put(per_scale, s, one.nats / (one.weight * dim));
+    put(scale_accuracy, s, one.hits / (one.weight * dim));
+    put(totals, s, one.weight);
   }
-  put(loss, 0, all_nats / (all * dim));
-  put(accuracy, 0, all_hits / (all * dim));
+  put(loss, 0, all.nats / (all.weight * dim));
+  put(accuracy, 0, all.hits / (all.weight * dim));
   return {loss, per_scale, accuracy, scale_accuracy, totals};
 }
 
@@ -161,23 +153,27 @@ Tensor bit_cross_entropy_backward(const Tensor& grad_loss, const Tensor& grad_pe
                                   const Tensor& totals) {
   const Rows in(logits), target(bits);
   check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
+  STD_TORCH_CHECK(target.rows == in.rows, "bit_cross_entropy: expected as many bits as logits");
   const int64_t num_scales = totals.numel();
+  STD_TORCH_CHECK(grad_per_scale.numel() == num_scales && totals.scalar_type() == ScalarType::Double,
+                  "bit_cross_entropy: expected a gradient and a total per scale");
   const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
-  const ScaleIds ids(scale_ids, logits, in.rows, num_scales);
+  const int32_t* ids = row_ids(scale_ids, in.rows);
+  for (int64_t row = 0; ids != nullptr && row < in.rows; ++row) {
+    STD_TORCH_CHECK(ids[row] >= 0 && ids[row] < num_scales, "bit_cross_entropy: expected scale_ids in [0, num_scales)");
+  }
+  STD_TORCH_CHECK(num_scales > 0 || in.rows == 0, "bit_cross_entropy: expected num_scales >= 1");
   const Tensor grad_scales = torch::stable::contiguous(grad_per_scale);
   double all = 0;
   for (int64_t s = 0; s < num_scales; ++s) all += get(totals, s);
-  std::vector<double> per_token(num_scales), coefficient(in.rows);
+  std::vector<double> coefficient(num_scales);
   for (int64_t s = 0; s < num_scales; ++s) {
     const double total = get(totals, s);
     if (total == 0 || all == 0) continue;  // only tokens without weight
-    per_token[s] = (get(grad_loss, 0) / all + get(grad_scales, s) / total) / double(in.width);
-  }
-  for (int64_t row = 0; row < in.rows; ++row) {
-    coefficient[row] = per_token[ids[row]] * (weights == nullptr ? 1.0 : weights[row]);
+    coefficient[s] = (get(grad_loss, 0) / all + get(grad_scales, s) / total) / double(in.width);
   }
   Tensor grad = empty_dense(logits, sizes_of(logits));
-  bits_kernels().entropy_backward({in.tensor.const_data_ptr(), bytes_of(target), coefficient.data(),
+  bits_kernels().entropy_backward({in.tensor.const_data_ptr(), bytes_of(target), weights, ids, coefficient.data(),
                                    grad.mutable_data_ptr(), in.rows, in.width, in.stride, target.stride,
                                    dtype_of(logits)});
   return grad;

@@ -1,8 +1,8 @@
 #include "bits.h"
 
-#include <cmath>
-
-#include "bit_lanes.h"
+#include "bit_blocks.h"
+#include "bit_entropy.h"
+#include "bit_sample.h"
 #include "parallel.h"
 #include "philox_fill.h"
 
@@ -10,296 +10,155 @@ namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
-// Random words are drawn for this many elements at a time (or one row), into a buffer that stays in the first cache.
-constexpr int64_t kDrawElements = 1024;
+// How many rows make one run of elements and of bits: all of them where tokens end with whole bytes and lie densely.
+inline int64_t rows_at_once(int64_t rows, int64_t dim, bool dense) { return dim % 8 == 0 && dense ? rows : 1; }
 
-inline int64_t rows_per_draw(int64_t dim) { return dim >= kDrawElements ? 1 : kDrawElements / (dim > 0 ? dim : 1); }
-
-struct Words {
-  uint32_t* buffer;
-
-  explicit Words(int64_t dim) {
-    const int64_t elements = dim > kDrawElements ? dim : kDrawElements;
-    buffer = (uint32_t*)__builtin_malloc(size_t(philox_buffer_size(elements)) * sizeof(uint32_t));
+template <class T>
+inline BlockBits quantize_block(const T* x, T* code, Lane<T> minus) {
+  using L = Lane<T>;
+  constexpr int kVectors = int(sizeof(L));
+  LaneVec<L> positive[kVectors];
+  for (int u = 0; u < kVectors; ++u) {
+    positive[u] = positive_lanes(x + kLaneCount<L> * u);
+    const LaneVec<L> v = (positive[u] & L(uint64_t(1) << (8 * sizeof(L) - 1))) ^ minus;
+    std::memcpy(code + kLaneCount<L> * u, &v, sizeof v);
   }
-  ~Words() { __builtin_free(buffer); }
-  Words(const Words&) = delete;
-  Words& operator=(const Words&) = delete;
-};
+  return block_bits(positive);
+}
+
+template <class T>
+void quantize_run(const T* x, int64_t n, uint8_t* bits, T* code, Lane<T> minus) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) store_bits(bits, i, kBlock, quantize_block(x + i, code + i, minus));
+  if (i == n) return;
+  T in[kBlock] = {}, out[kBlock];
+  std::memcpy(in, x + i, size_t(n - i) * sizeof(T));
+  store_bits(bits, i, n - i, quantize_block(in, out, minus));
+  std::memcpy(code + i, out, size_t(n - i) * sizeof(T));
+}
 
 template <class T>
 void quantize(const QuantizeParams& p) {
-  using A = Accumulator<T>;
-  const A amplitude = A(1.0 / std::sqrt(double(p.dim)));
+  const Lane<T> minus = minus_code<T>(p.dim);
   const int64_t bytes = packed_bytes(p.dim);
   parallel_ranges(p.rows, p.rows * p.dim * 2 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* x = (const T*)p.x + row * p.stride;
-      uint8_t* bits = p.bits + row * bytes;
-      T* code = (T*)p.code + row * p.dim;
-      for (int64_t j = 0; j < p.dim; j += kLanes<A>) {
-        const Mask<A> positive = load_upto(x + j, p.dim - j) > Vec<A>{};
-        write_bits<A>(bits, j, p.dim, lanes_to_bits(positive));
-        store_upto(code + j, Vec<A>(positive ? broadcast(amplitude) : broadcast(-amplitude)), p.dim - j);
-      }
+    const int64_t step = rows_at_once(end - begin, p.dim, p.stride == p.dim);
+    for (int64_t row = begin; row < end; row += step) {
+      quantize_run((const T*)p.x + row * p.stride, step * p.dim, p.bits + row * bytes, (T*)p.code + row * p.dim, minus);
     }
   });
 }
 
-// Eight bytes, zero or not, to eight bits: each byte's low bit becomes the OR of its bits, then a product gathers them.
-inline uint8_t pack8(uint64_t ones) {
-  ones |= ones >> 4;
-  ones |= ones >> 2;
-  ones |= ones >> 1;
-  return uint8_t(((ones & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
-}
-
-// Eight bits to eight bytes, zero or one.
-inline uint64_t unpack8(uint8_t bits) {
-  const uint64_t spread = (bits * 0x0101010101010101u) & 0x8040201008040201u;
-  return ((spread + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
+void pack_run(const uint8_t* ones, int64_t n, uint8_t* bits) {
+  using Bytes = LaneVec<int8_t>;
+  const auto pack_block = [](const uint8_t* from) {
+    return bytes_to_bits(Bytes(load_lanes<int8_t>(from) != 0));
+  };
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) store_bits(bits, i, kBlock, pack_block(ones + i));
+  if (i == n) return;
+  uint8_t in[kBlock] = {};
+  std::memcpy(in, ones + i, size_t(n - i));
+  store_bits(bits, i, n - i, pack_block(in));
 }
 
 void pack(const PackParams& p) {
   const int64_t bytes = packed_bytes(p.dim);
   parallel_ranges(p.rows, p.rows * p.dim, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* ones = p.ones + row * p.stride;
-      uint8_t* bits = p.bits + row * bytes;
-      for (int64_t j = 0; j < p.dim; j += 8) {
-        uint64_t eight = 0;
-        if (j + 8 <= p.dim) {
-          std::memcpy(&eight, ones + j, 8);
-        } else {
-          for (int64_t i = j; i < p.dim; ++i) eight |= uint64_t(ones[i]) << (8 * (i - j));
-        }
-        bits[j / 8] = pack8(eight);
-      }
+    const int64_t step = rows_at_once(end - begin, p.dim, p.stride == p.dim);
+    for (int64_t row = begin; row < end; row += step) {
+      pack_run(p.ones + row * p.stride, step * p.dim, p.bits + row * bytes);
     }
   });
 }
 
+void unpack_run(const uint8_t* bits, int64_t n, uint8_t* ones) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) unpack_block(ones + i, load_bits(bits, i, kBlock));
+  if (i == n) return;
+  uint8_t out[kBlock];
+  unpack_block(out, load_bits(bits, i, n - i));
+  std::memcpy(ones + i, out, size_t(n - i));
+}
+
 void unpack(const UnpackParams& p) {
+  const int64_t bytes = packed_bytes(p.dim);
   parallel_ranges(p.rows, p.rows * p.dim, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* bits = p.bits + row * p.stride;
-      uint8_t* ones = p.ones + row * p.dim;
-      for (int64_t j = 0; j < p.dim; j += 8) {
-        const uint64_t eight = unpack8(bits[j / 8]);
-        if (j + 8 <= p.dim) {
-          std::memcpy(ones + j, &eight, 8);
-        } else {
-          std::memcpy(ones + j, &eight, size_t(p.dim - j));
-        }
-      }
+    const int64_t step = rows_at_once(end - begin, p.dim, p.stride == bytes);
+    for (int64_t row = begin; row < end; row += step) {
+      unpack_run(p.bits + row * p.stride, step * p.dim, p.ones + row * p.dim);
     }
   });
 }
 
 template <class T>
+void code_run(const uint8_t* bits, int64_t n, T* code, Lane<T> minus) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) store_codes(code + i, load_bits(bits, i, kBlock), minus);
+  if (i == n) return;
+  T out[kBlock];
+  store_codes(out, load_bits(bits, i, n - i), minus);
+  std::memcpy(code + i, out, size_t(n - i) * sizeof(T));
+}
+
+template <class T>
 void code(const CodeParams& p) {
-  using A = Accumulator<T>;
-  const A amplitude = A(1.0 / std::sqrt(double(p.dim)));
+  const Lane<T> minus = minus_code<T>(p.dim);
+  const int64_t bytes = packed_bytes(p.dim);
   parallel_ranges(p.rows, p.rows * p.dim * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
+    const int64_t step = rows_at_once(end - begin, p.dim, p.stride == bytes);
+    for (int64_t row = begin; row < end; row += step) {
+      code_run(p.bits + row * p.stride, step * p.dim, (T*)p.code + row * p.dim, minus);
+    }
+  });
+}
+
+inline BlockBits event_block(const uint32_t* words, uint32_t threshold) {
+  LaneVec<int32_t> events[4];
+  for (int u = 0; u < 4; ++u) events[u] = philox_events(words + kLaneCount<int32_t> * u, threshold);
+  return block_bits(events);
+}
+
+void flip_run(const uint8_t* bits, const uint32_t* words, int64_t n, uint32_t threshold, uint8_t* out) {
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const BlockBits flipped = load_bits(bits, i, n - i) ^ event_block(words + i, threshold);
+    store_bits(out, i, n - i, flipped & block_inside(n - i));
+  }
+}
+
+// No draw is below p = 0, and every draw is below p = 1.
+void flip_all(const FlipParams& p, uint8_t change) {
+  const int64_t bytes = packed_bytes(p.dim);
+  const uint8_t last = p.dim % 8 == 0 ? 0xff : uint8_t((1 << p.dim % 8) - 1);
+  parallel_ranges(p.rows, p.rows * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* bits = p.bits + row * p.stride;
-      T* out = (T*)p.code + row * p.dim;
-      for (int64_t j = 0; j < p.dim; j += kLanes<A>) {
-        store_upto(out + j, code_lanes(read_bits<A>(bits, j, p.dim), amplitude), p.dim - j);
-      }
+      for (int64_t i = 0; i < bytes; ++i) p.out[row * bytes + i] = p.bits[row * p.stride + i] ^ change;
+      if (bytes > 0) p.out[row * bytes + bytes - 1] &= last;
     }
   });
 }
 
 void flip(const FlipParams& p) {
-  const int64_t bytes = packed_bytes(p.dim), chunk = rows_per_draw(p.dim);
-  const uint32_t threshold = philox_threshold(p.p);
-  // A Philox word costs about as much as eight bytes of traffic.
-  parallel_ranges((p.rows + chunk - 1) / chunk, p.rows * p.dim * 8, [&](int64_t begin, int64_t end) {
-    const Words words(p.dim);
-    const int64_t last = end * chunk < p.rows ? end * chunk : p.rows;
-    for (int64_t start = begin * chunk; start < last; start += chunk) {
-      const int64_t stop = start + chunk < last ? start + chunk : last;
-      const uint32_t* drawn =
-          philox_fill(words.buffer, uint64_t(start * p.dim), (stop - start) * p.dim, p.offset, p.seed);
-      for (int64_t row = start; row < stop; ++row, drawn += p.dim) {
-        const uint8_t* bits = p.bits + row * p.stride;
-        uint8_t* out = p.out + row * bytes;
-        const uint32_t below = p.row_p ? philox_threshold(p.row_p[row]) : threshold;
-        for (int64_t j = 0; j < p.dim; j += kLanes<float>) {
-          const uint32_t flipped = read_bits<float>(bits, j, p.dim) ^ philox_event_bits<float>(drawn + j, below);
-          write_bits<float>(out, j, p.dim, flipped & inside_bits<float>(p.dim - j));
-        }
-      }
+  const uint32_t all = 1u << 24, threshold = philox_threshold(p.p);
+  if (p.row_p == nullptr && (threshold == 0 || threshold == all)) return flip_all(p, threshold == 0 ? 0 : 0xff);
+  const int64_t bytes = packed_bytes(p.dim);
+  each_draw(p.rows, p.dim, [&](const Draw& d, PhiloxWords& words) {
+    const uint32_t* drawn = words.draw(uint64_t(d.row * p.dim + d.first), d.rows * d.count);
+    const int64_t step = p.row_p == nullptr ? rows_at_once(d.rows, p.dim, p.stride == bytes) : 1;
+    for (int64_t row = d.row; row < d.row + d.rows; row += step, drawn += step * d.count) {
+      flip_run(p.bits + row * p.stride + d.first / 8, drawn, step * d.count,
+               p.row_p == nullptr ? threshold : philox_threshold(p.row_p[row]), p.out + row * bytes + d.first / 8);
     }
-  });
-}
-
-// The definition: everything in float64.
-inline bool sample_exactly(double logit, double uncond, double guidance, bool guided, double temperature,
-                           double uniform) {
-  const double x = guided ? uncond + guidance * (logit - uncond) : logit;
-  return temperature == 0 ? x > 0 : uniform < 1 / (1 + std::exp(-(x / temperature)));
-}
-
-template <class T>
-struct SampleRow {
-  const T* logits;
-  const T* uncond;
-  const uint32_t* words;
-  double guidance, temperature;
-
-  double exact(int64_t j) const {
-    const double u = uncond ? double(to_float(uncond[j])) : 0;
-    return sample_exactly(double(to_float(logits[j])), u, guidance, uncond != nullptr, temperature,
-                          double(philox_uniform(words[j])));
-  }
-};
-
-// float64 logits: the definition, element by element.
-inline uint32_t sample_lanes(const SampleRow<double>& row, int64_t j, int64_t n) {
-  uint32_t bits = 0;
-  for (int64_t i = 0; i < n; ++i) bits |= uint32_t(row.exact(j + i)) << i;
-  return bits;
-}
-
-// float32 arithmetic decides wherever its error cannot matter; the few elements near the edge (about one in a million)
-// are decided in float64. So every instruction set and device draws the bits of the definition.
-template <class T>
-inline uint32_t sample_lanes(const SampleRow<T>& row, int64_t j, int64_t n) {
-  Vec<float> x = load_upto(row.logits + j, n), magnitude = x < 0 ? -x : x;
-  if (row.uncond) {
-    const Vec<float> u = load_upto(row.uncond + j, n), size = u < 0 ? -u : u;
-    const float guidance = float(row.guidance);
-    magnitude = size + (guidance < 0 ? -guidance : guidance) * (magnitude + size);
-    x = u + guidance * (x - u);
-  }
-  Vec<float> distance, doubt;
-  if (row.temperature == 0) {
-    distance = -x;
-    doubt = magnitude * 0x1p-21f;
-  } else {
-    VecU32 word;
-    std::memcpy(&word, row.words + j, sizeof word);
-    const Vec<float> uniform = __builtin_convertvector((Mask<float>)(word >> 8), Vec<float>) * 0x1p-24f;
-    const float scale = float(1 / row.temperature);
-    distance = uniform - vsigmoid(x * scale);
-    doubt = 0x1p-21f + magnitude * (scale * 0x1p-22f);
-  }
-  uint32_t bits = lanes_to_bits(Mask<float>(distance < 0));
-  const Mask<float> close = (distance < 0 ? -distance : distance) <= doubt;
-  if (uint32_t unsure = lanes_to_bits(close)) {
-    for (int64_t i = 0; i < n; ++i) {
-      if (unsure >> i & 1) bits = (bits & ~(1u << i)) | uint32_t(row.exact(j + i)) << i;
-    }
-  }
-  return bits & inside_bits<float>(n);
-}
-
-template <class T>
-void sample(const SampleParams& p) {
-  using A = Accumulator<T>;
-  const A amplitude = A(1.0 / std::sqrt(double(p.dim)));
-  const int64_t bytes = packed_bytes(p.dim), chunk = rows_per_draw(p.dim);
-  parallel_ranges((p.rows + chunk - 1) / chunk, p.rows * p.dim * 16, [&](int64_t begin, int64_t end) {
-    const Words words(p.dim);
-    const int64_t last = end * chunk < p.rows ? end * chunk : p.rows;
-    for (int64_t start = begin * chunk; start < last; start += chunk) {
-      const int64_t stop = start + chunk < last ? start + chunk : last;
-      const uint32_t* drawn = words.buffer;
-      if (p.temperature != 0) {
-        drawn = philox_fill(words.buffer, uint64_t(start * p.dim), (stop - start) * p.dim, p.offset, p.seed);
-      }
-      for (int64_t i = start; i < stop; ++i, drawn += p.dim) {
-        SampleRow<T> row{(const T*)p.logits + i * p.logits_stride, nullptr, drawn, p.guidance, p.temperature};
-        if (p.uncond) row.uncond = (const T*)p.uncond + i * p.uncond_stride;
-        if (p.row_guidance) row.guidance = p.row_guidance[i];
-        for (int64_t j = 0; j < p.dim; j += kLanes<A>) {
-          const int64_t n = p.dim - j < kLanes<A> ? p.dim - j : kLanes<A>;
-          const uint32_t bits = sample_lanes(row, j, n);
-          write_bits<A>(p.bits + i * bytes, j, p.dim, bits);
-          store_upto((T*)p.code + i * p.dim + j, code_lanes(bits, amplitude), n);
-        }
-      }
-    }
-  });
-}
-
-// log(1 + y) for y in [0, 1]: 2 atanh(s), s = y / (2 + y) <= 1/3; the series is cut at 1e-9 relative.
-inline Vec<float> log1p_unit(Vec<float> y) {
-  const Vec<float> s = y / (y + 2), q = s * s;
-  Vec<float> series = q * (1.0f / 15) + 1.0f / 13;
-  series = series * q + 1.0f / 11;
-  series = series * q + 1.0f / 9;
-  series = series * q + 1.0f / 7;
-  series = series * q + 1.0f / 5;
-  series = series * q + 1.0f / 3;
-  return 2 * s * (series * q + 1);
-}
-inline Vec<double> log1p_unit(Vec<double> y) {
-  for (int i = 0; i < kLanes<double>; ++i) y[i] = std::log1p(y[i]);
-  return y;
-}
-
-template <class T>
-void entropy(const EntropyParams& p) {
-  using A = Accumulator<T>;
-  parallel_ranges(p.rows, p.rows * p.dim * 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* logits = (const T*)p.logits + row * p.logits_stride;
-      const uint8_t* bits = p.bits + row * p.bits_stride;
-      Vec<A> sum{};
-      int64_t wrong = 0;
-      for (int64_t j = 0; j < p.dim; j += kLanes<A>) {
-        const int64_t rest = p.dim - j;
-        const Vec<A> x = load_upto(logits + j, rest), magnitude = x < 0 ? -x : x;
-        const uint32_t packed = read_bits<A>(bits, j, p.dim);
-        const Mask<A> one = bits_to_lanes<A>(packed), positive = x > 0;
-        // max(x, 0) - x * bit is |x| where sign and bit disagree, else 0.
-        Mask<A> differ = positive ^ one;
-        Vec<A> nats = (differ ? magnitude : Vec<A>{}) + log1p_unit(vexp(-magnitude));
-        if (rest < kLanes<A>) {
-          const Mask<A> inside = first_lanes<A>(int(rest));
-          differ &= inside;
-          nats = inside ? nats : Vec<A>{};
-        }
-        sum += nats;
-        wrong += __builtin_popcount(lanes_to_bits(differ));
-      }
-      p.entropy[row] = double(reduce_add<A>(sum));
-      p.correct[row] = double(p.dim - wrong);
-    }
-  });
-}
-
-template <class T>
-void entropy_backward(const EntropyBackwardParams& p) {
-  using A = Accumulator<T>;
-  parallel_ranges(p.rows, p.rows * p.dim * 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* logits = (const T*)p.logits + row * p.logits_stride;
-      const uint8_t* bits = p.bits + row * p.bits_stride;
-      T* grad = (T*)p.grad + row * p.dim;
-      const A coefficient = A(p.coefficient[row]);
-      for (int64_t j = 0; j < p.dim; j += kLanes<A>) {
-        const int64_t rest = p.dim - j;
-        const Vec<A> one = bits_to_lanes<A>(read_bits<A>(bits, j, p.dim)) ? broadcast(A(1)) : Vec<A>{};
-        store_upto(grad + j, coefficient * (vsigmoid(load_upto(logits + j, rest)) - one), rest);
-      }
-    }
-  });
+  }, p.offset, p.seed);
 }
 
 void quantize_any(const QuantizeParams& p) { VIDEOAR_DISPATCH(p.dtype, quantize, p) }
 void code_any(const CodeParams& p) { VIDEOAR_DISPATCH(p.dtype, code, p) }
-void sample_any(const SampleParams& p) { VIDEOAR_DISPATCH(p.dtype, sample, p) }
-void entropy_any(const EntropyParams& p) { VIDEOAR_DISPATCH(p.dtype, entropy, p) }
-void entropy_backward_any(const EntropyBackwardParams& p) { VIDEOAR_DISPATCH(p.dtype, entropy_backward, p) }
 
 }  // namespace
 
-const BitsKernels bits_kernels = {quantize_any, pack,       unpack,      code_any,
-                                  flip,         sample_any, entropy_any, entropy_backward_any};
+const BitsKernels bits_kernels = {quantize_any, pack,        unpack,  code_any,
+                                  flip,         sample_bits, entropy, entropy_backward};
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

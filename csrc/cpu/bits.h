@@ -62,20 +62,33 @@ struct SampleParams {
   DType dtype;
 };
 
-// Per row: the summed entropy in nats and the number of bits whose sign agrees.
+// Sums over the tokens of one scale: weight * entropy in nats, weight * bits whose sign agrees, weight.
+struct EntropySums {
+  double nats, hits, weight;
+};
+
+// Tokens are summed in so many chunks, whatever the number of threads, so that it cannot change the result.
+static inline int64_t entropy_chunks(int64_t rows) { return rows < 64 ? rows : 64; }
+
+// weight: null (ones), or one per row. scale_ids: null (all 0), or one per row. sums: (entropy_chunks(rows), scales);
+// refused: one per chunk, set where a scale id is out of range.
 struct EntropyParams {
   const void* logits;
   const uint8_t* bits;
-  double* entropy;
-  double* correct;
-  int64_t rows, dim, logits_stride, bits_stride;
+  const double* weight;
+  const int32_t* scale_ids;
+  EntropySums* sums;
+  bool* refused;
+  int64_t rows, dim, scales, logits_stride, bits_stride;
   DType dtype;
 };
 
-// grad = coefficient[row] * (sigmoid(logit) - bit).
+// grad = coefficient[scale id] * weight * (sigmoid(logit) - bit); scale ids are in range.
 struct EntropyBackwardParams {
   const void* logits;
   const uint8_t* bits;
+  const double* weight;
+  const int32_t* scale_ids;
   const double* coefficient;
   void* grad;
   int64_t rows, dim, logits_stride, bits_stride;

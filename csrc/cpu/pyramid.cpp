@@ -32,16 +32,19 @@ struct Block {
   int64_t width, batch, frame, first, channels;
   A *z, *sum, *small, *strip;
   A amplitude;
-  uint32_t* words;
+  PhiloxWords words;
 
-  explicit Block(const PyramidShape& s)
-      : shape(s), full{s.height, s.width}, width(block_channels<A>(s)), amplitude(A(1.0 / std::sqrt(double(s.dim)))) {
+  Block(const PyramidShape& s, uint64_t offset, uint64_t seed)
+      : shape(s),
+        full{s.height, s.width},
+        width(block_channels<A>(s)),
+        amplitude(A(1.0 / std::sqrt(double(s.dim)))),
+        words(offset, seed) {
     const int64_t plane = full.area() * width;
-    z = (A*)__builtin_malloc(size_t(4 * plane) * sizeof(A) + size_t(philox_buffer_size(width)) * sizeof(uint32_t));
+    z = (A*)__builtin_malloc(size_t(4 * plane) * sizeof(A));
     sum = z + plane;
     small = sum + plane;
     strip = small + plane;
-    words = (uint32_t*)(strip + plane);
   }
   ~Block() { __builtin_free(z); }
   Block(const Block&) = delete;
@@ -100,12 +103,8 @@ struct Block {
 
   // The signs of one token's residual go to `labels` (unless null); its code, flipped where a draw is below
   // `threshold`, replaces it. `token` is its logical number.
-  void quantize_token(A* residual, int64_t token, uint8_t* labels, uint32_t threshold, uint64_t seed,
-                      uint64_t offset) const {
-    const uint32_t* drawn = words;
-    if (threshold > 0) {
-      drawn = philox_fill(words, uint64_t(token * shape.dim + first), channels, offset, seed);
-    }
+  void quantize_token(A* residual, int64_t token, uint8_t* labels, uint32_t threshold) {
+    const uint32_t* drawn = threshold > 0 ? words.draw(uint64_t(token * shape.dim + first), channels) : nullptr;
     for (int64_t c = 0; c < width; c += kLanes<A>) {
       uint32_t bits = 0;
       if (c < channels) {
@@ -120,14 +119,14 @@ struct Block {
 };
 
 template <class T, class F>
-void for_each_block(const PyramidShape& shape, const F& f) {
+void for_each_block(const PyramidShape& shape, const F& f, uint64_t offset = 0, uint64_t seed = 0) {
   using A = Accumulator<T>;
   const int64_t width = block_channels<A>(shape);
   const int64_t tasks = shape.batch * shape.frames * ((shape.dim + width - 1) / width);
   const int64_t work = tasks * shape.height * shape.width * width * shape.count * 4;
   if (tasks == 0) return;
   parallel_ranges(tasks, work, [&](int64_t begin, int64_t end) {
-    Block<T> block(shape);
+    Block<T> block(shape, offset, seed);
     for (int64_t task = begin; task < end; ++task) {
       block.select(task);
       f(block);
@@ -152,7 +151,7 @@ void encode_scales(Block<T>& block, const EncodeParams& p, bool flip, bool write
     const uint32_t threshold = flip ? philox_threshold(p.flip_p[block.flat_frame() * s.count + k]) : 0;
     for (int64_t i = 0; i < scale.area(); ++i, ++token) {
       block.quantize_token(block.small + i * block.width, token,
-                           write ? p.labels + token * bytes + block.first / 8 : nullptr, threshold, p.seed, p.offset);
+                           write ? p.labels + token * bytes + block.first / 8 : nullptr, threshold);
     }
     bilinear_up_add(block.small, scale, block.full, block.width, block.strip, block.sum);
   }
@@ -176,7 +175,7 @@ void encode(const EncodeParams& p) {
     if (p.flip_p != nullptr && !p.inherit) encode_scales(block, p, false, false);
     area_down<A>(block.sum, nullptr, block.full, coarsest, block.width, block.small);
     block.store_tokens(block.small, p.inputs, token + s.tokens, coarsest.area());
-  });
+  }, p.offset, p.seed);
 }
 
 template <class T>

@@ -77,6 +77,10 @@ template <class A>
 static inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
   return a > b ? a : b;
 }
+template <class A>
+static inline Vec<A> vmin(Vec<A> a, Vec<A> b) {
+  return a < b ? a : b;
+}
 #if defined(__AVX512F__) || (defined(__AVX__) && !defined(VIDEOAR_WIDE))
 // GCC makes a compare and a blend of the above where one side is a constant.
 template <>
@@ -85,6 +89,14 @@ inline Vec<float> vmax<float>(Vec<float> a, Vec<float> b) {
   return (Vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #else
   return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+}
+template <>
+inline Vec<float> vmin<float>(Vec<float> a, Vec<float> b) {
+#if defined(VIDEOAR_WIDE)
+  return (Vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return (Vec<float>)_mm256_min_ps((__m256)a, (__m256)b);
 #endif
 }
 #endif
@@ -172,9 +184,16 @@ static inline Vec<double> load(const double* p) {
   return v;
 }
 static inline Vec<float> load(const bf16* p) {
+#if defined(__AVX512F__)
+  const __m512i raw = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));
+  return (Vec<float>)_mm512_maskz_slli_epi32(0xffff, raw, 16);
+#elif defined(__AVX2__) && !defined(VIDEOAR_WIDE)
+  return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
   VecU16 raw;
   std::memcpy(&raw, p, sizeof raw);
   return (Vec<float>)(__builtin_convertvector(raw, VecU32) << 16);
+#endif
 }
 static inline Vec<float> load(const f16* p) {
 #if defined(__AVX512F__)
@@ -200,8 +219,14 @@ static inline void store(bf16* p, Vec<float> v) {
   const VecU32 bits = (VecU32)v;
   const VecU32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const VecU32 quiet = bits >> 16 | 0x40;
-  const VecU16 raw = __builtin_convertvector((VecU32)((v != v) ? quiet : rounded), VecU16);
+  const VecU32 wide = (v != v) ? quiet : rounded;
+#if defined(__AVX2__) && !defined(VIDEOAR_WIDE)
+  const __m128i low = _mm256_castsi256_si128((__m256i)wide), high = _mm256_extracti128_si256((__m256i)wide, 1);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(low, high));
+#else
+  const VecU16 raw = __builtin_convertvector(wide, VecU16);
   std::memcpy(p, &raw, sizeof raw);
+#endif
 }
 static inline void store(f16* p, Vec<float> v) {
 #if defined(__AVX512F__)
