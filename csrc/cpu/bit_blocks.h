@@ -232,7 +232,9 @@ static inline void store_bits(uint8_t* bits, int64_t j, int64_t n, BlockBits val
     for (int64_t i = 0; i < packed_bytes(n); ++i) to[i] = uint8_t(value >> 8 * i);
   }
 }
-static inline BlockBits block_inside(int64_t n) { return n >= kBlock ? ~BlockBits(0) : BlockBits((BlockBits(1) << n) - 1); }
+static inline BlockBits block_inside(int64_t n) {
+  return n >= kBlock ? ~BlockBits(0) : BlockBits((BlockBits(1) << n) - 1);
+}
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

@@ -80,57 +80,62 @@ inline int64_t count_ones(uint32_t bits) {
 #endif
 }
 
-// What is summed over one token: the lanes' max(t, 0), and s such that the logarithms' sum is log(1 + s). s takes one
-// y = e^-|t| in at a multiplication and stays precise where all are tiny, so that a logarithm serves many elements.
-template <class A>
-struct TokenSum {
-  Vec<A> above, s;
-  int64_t wrong;
-};
-// Each y at most doubles 1 + s: so many of them stay far from overflow.
-constexpr int64_t kMostFactors = 96;
-
 // Several tokens side by side, so that their chains of sums overlap.
 constexpr int kTokens = 4;
+// Every factor at most doubles a product: so many of them stay far from overflow.
+constexpr int64_t kMostFactors = 96;
 
+template <class T>
+struct Tokens {
+  const T* logits[kTokens];
+  const uint8_t* bits[kTokens];
+};
+
+// Of each token: the lanes' sums of max(t, 0), and s such that the logarithms' sum is log(1 + s). s takes y = e^-|t| in
+// at a multiplication and stays precise where all y are tiny, so that a logarithm serves many elements.
 template <class A>
-inline void add_lanes(TokenSum<A>& sum, Vec<A> x, Mask<A> signs, uint32_t bits) {
+inline void add_lanes(Vec<A>& above, Vec<A>& s, int64_t& wrong, Vec<A> x, Mask<A> signs, uint32_t bits) {
   const Vec<A> t = (Vec<A>)((Mask<A>)x ^ signs), y = exp_minus(magnitude<A>(t));
-  sum.above += vmax<A>(t, Vec<A>{});
-  sum.s = sum.s * y + (sum.s + y);
-  sum.wrong += count_ones(lanes_to_bits(Mask<A>(x > 0)) ^ bits);
+  above += vmax<A>(t, Vec<A>{});
+  s = s * y + (s + y);
+  wrong += count_ones(lanes_to_bits(Mask<A>(x > 0)) ^ bits);
 }
 
 template <class T>
-inline void add_tokens(const T* const* logits, const uint8_t* const* bits, int64_t dim, TokenSum<Accumulator<T>>* out) {
+inline void add_tokens(const Tokens<T>& tokens, int64_t dim, Vec<Accumulator<T>>* out_above, Vec<Accumulator<T>>* out_s,
+                       int64_t* out_wrong) {
   using A = Accumulator<T>;
   constexpr int kN = kLanes<A>;
-  TokenSum<A> sum[kTokens] = {};
+  Vec<A> above[kTokens], s[kTokens];
+  int64_t wrong[kTokens];
+  for (int i = 0; i < kTokens; ++i) above[i] = s[i] = Vec<A>{}, wrong[i] = 0;
   int64_t j = 0;
   while (j + kN <= dim) {
     const int64_t end = dim - j < kMostFactors * kN ? dim : j + kMostFactors * kN;
     for (; j + kN <= end; j += kN) {
 #pragma GCC unroll 4
       for (int i = 0; i < kTokens; ++i) {
-        const uint32_t packed = read_bits<A>(bits[i], j, dim) & ((1u << kN) - 1);
-        add_lanes<A>(sum[i], load(logits[i] + j), signs_at<A>(bits[i], j, dim), packed);
+        const uint8_t* bits = tokens.bits[i];
+        const uint32_t packed = read_bits<A>(bits, j, dim) & ((1u << kN) - 1);
+        add_lanes<A>(above[i], s[i], wrong[i], load(tokens.logits[i] + j), signs_at<A>(bits, j, dim), packed);
       }
     }
     if (end == dim) break;
-    for (TokenSum<A>& one : sum) {
-      one.above += vlog1p(one.s);
-      one.s = Vec<A>{};
+    for (int i = 0; i < kTokens; ++i) {
+      above[i] += vlog1p(s[i]);
+      s[i] = Vec<A>{};
     }
   }
   for (int i = 0; i < kTokens; ++i) {
     if (j < dim) {
-      // Lanes past the token hold a large logit of the other sign, which adds nothing.
+      // Lanes past the token hold a large logit of the right sign, which adds nothing.
       const Mask<A> inside = first_lanes<A>(int(dim - j));
-      const Vec<A> x = inside ? load_partial(logits[i] + j, int(dim - j)) : broadcast(A(-1e4));
-      const uint32_t packed = read_bits<A>(bits[i], j, dim) & inside_bits<A>(dim - j);
-      add_lanes<A>(sum[i], x, signs_at<A>(bits[i], j, dim) & inside, packed);
+      const uint8_t* bits = tokens.bits[i];
+      const Vec<A> x = inside ? load_partial(tokens.logits[i] + j, int(dim - j)) : broadcast(A(-1e4));
+      const uint32_t packed = read_bits<A>(bits, j, dim) & inside_bits<A>(dim - j);
+      add_lanes<A>(above[i], s[i], wrong[i], x, signs_at<A>(bits, j, dim) & inside, packed);
     }
-    out[i] = sum[i];
+    out_above[i] = above[i], out_s[i] = s[i], out_wrong[i] = wrong[i];
   }
 }
 
@@ -144,7 +149,7 @@ inline Vec<A> fold(Vec<A> a, Vec<A> b, const F& f) {
   return f(low, high);
 }
 
-// The sums over lanes of kLanes vectors, as one vector; sum_lane() says where.
+// The sums over lanes of kLanes vectors, as one vector, in the order of the vectors' numbers with bits reversed.
 template <class A, int kStep = 1, class F>
 inline Vec<A> fold_all(Vec<A>* v, const F& f) {
   if constexpr (kStep == kLanes<A>) {
@@ -155,64 +160,93 @@ inline Vec<A> fold_all(Vec<A>* v, const F& f) {
     return fold_all<A, 2 * kStep>(v, f);
   }
 }
-template <class A>
-inline int sum_lane(int i) {
-  int lane = 0;
-  for (int bit = 1; bit < kLanes<A>; bit *= 2) lane = 2 * lane + (i / bit & 1);
-  return lane;
-}
 
-struct TokenResult {
-  double nats;
-  int64_t wrong;
+// Groups of kLanes tokens whose logarithms are taken together, so that their latencies overlap.
+constexpr int kGroups = 4;
+template <class A>
+constexpr int kBatch = kGroups * kLanes<A>;
+
+template <class A>
+struct BatchResult {
+  A nats[kBatch<A>];
+  int64_t wrong[kBatch<A>];
 };
 
-// kLanes tokens: one logarithm for all of them where a token's product cannot overflow.
 template <class T>
-inline void token_results(const T* const* logits, const uint8_t* const* bits, int64_t dim, TokenResult* results) {
+inline void batch_entropy(const T* logits, const uint8_t* bits, int64_t logits_stride, int64_t bits_stride,
+                          int64_t tokens, int64_t dim, BatchResult<Accumulator<T>>& result) {
   using A = Accumulator<T>;
   constexpr int kN = kLanes<A>, kPadded = kN < kTokens ? kTokens : kN;
-  TokenSum<A> sums[kPadded];
-  for (int i = 0; i < kN; i += kTokens) add_tokens(logits + i, bits + i, dim, sums + i);
-  Vec<A> above[kN], s[kN];
   const bool fits = dim <= kMostFactors;
-  for (int i = 0; i < kN; ++i) {
-    above[i] = fits ? sums[i].above : sums[i].above + vlog1p(sums[i].s);
-    s[i] = sums[i].s;
+  Vec<A> nats[kGroups], factors[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    if (g * kN >= tokens) break;
+    Vec<A> above[kPadded], factor[kPadded];
+    int64_t wrong[kPadded];
+    for (int first = 0; first < kN; first += kTokens) {
+      Tokens<T> four;
+      for (int i = 0; i < kTokens; ++i) {
+        // The last token stands in for those past it.
+        const int64_t token = g * kN + first + i < tokens ? g * kN + first + i : tokens - 1;
+        four.logits[i] = logits + token * logits_stride;
+        four.bits[i] = bits + token * bits_stride;
+      }
+      add_tokens(four, dim, above + first, factor + first, wrong + first);
+    }
+    for (int i = 0; i < kN; ++i) {
+      if (!fits) above[i] += vlog1p(factor[i]);
+      result.wrong[g * kN + i] = wrong[i];
+    }
+    nats[g] = fold_all<A>(above, [](Vec<A> a, Vec<A> b) { return Vec<A>(a + b); });
+    if (fits) factors[g] = fold_all<A>(factor, [](Vec<A> a, Vec<A> b) { return Vec<A>(a * b + (a + b)); });
   }
-  Vec<A> nats = fold_all<A>(above, [](Vec<A> a, Vec<A> b) { return Vec<A>(a + b); });
-  if (fits) nats += vlog1p(fold_all<A>(s, [](Vec<A> a, Vec<A> b) { return Vec<A>(a * b + (a + b)); }));
-  for (int i = 0; i < kN; ++i) results[i] = {double(nats[sum_lane<A>(i)]), sums[i].wrong};
+  for (int g = 0; g < kGroups; ++g) {
+    if (g * kN >= tokens) break;
+    if (fits) nats[g] += vlog1p(factors[g]);
+    store(result.nats + g * kN, Vec<A>(__builtin_shuffle(nats[g], lanes_of<Lane<A>>([](int i) {
+                                                           int lane = 0;
+                                                           for (int bit = 1; bit < kN; bit *= 2)
+                                                             lane = 2 * lane + (i / bit & 1);
+                                                           return lane;
+                                                         }))));
+  }
 }
 
 inline int64_t scale_of(const int32_t* ids, int64_t row) { return ids == nullptr ? 0 : ids[row]; }
 
 template <class T>
 void entropy_chunk(const EntropyParams& p, int64_t begin, int64_t end, EntropySums* sums, bool* refused) {
-  constexpr int kN = kLanes<Accumulator<T>>, kPadded = kN < kTokens ? kTokens : kN;
-  for (int64_t first = begin; first < end; first += kN) {
-    const T* logits[kPadded];
-    const uint8_t* bits[kPadded];
-    for (int i = 0; i < kPadded; ++i) {
-      const int64_t row = first + i < end ? first + i : end - 1;  // the last token stands in for those past it
-      logits[i] = (const T*)p.logits + row * p.logits_stride;
-      bits[i] = p.bits + row * p.bits_stride;
+  using A = Accumulator<T>;
+  BatchResult<A> result;
+  // Runs of tokens of one scale are summed in registers.
+  int64_t scale = 0;
+  EntropySums run{};
+  const auto flush = [&] {
+    if (scale < 0 || scale >= p.scales) {
+      *refused = true;
+      return;
     }
-    TokenResult results[kN];
-    token_results(logits, bits, p.dim, results);
-    for (int64_t row = first; row < end && row < first + kN; ++row) {
-      const int64_t scale = scale_of(p.scale_ids, row);
-      if (scale < 0 || scale >= p.scales) {
-        *refused = true;
-        continue;
+    EntropySums& to = sums[scale];
+    to = {to.nats + run.nats, to.hits + run.hits, to.weight + run.weight};
+    run = {};
+  };
+  for (int64_t first = begin; first < end; first += kBatch<A>) {
+    const int64_t tokens = end - first < kBatch<A> ? end - first : kBatch<A>;
+    batch_entropy((const T*)p.logits + first * p.logits_stride, p.bits + first * p.bits_stride, p.logits_stride,
+                  p.bits_stride, tokens, p.dim, result);
+    for (int64_t i = 0; i < tokens; ++i) {
+      const int64_t row = first + i, own = scale_of(p.scale_ids, row);
+      if (own != scale) {
+        flush();
+        scale = own;
       }
-      const TokenResult& result = results[row - first];
       const double weight = p.weight == nullptr ? 1.0 : p.weight[row];
-      sums[scale].nats += weight * result.nats;
-      sums[scale].hits += weight * double(p.dim - result.wrong);
-      sums[scale].weight += weight;
+      run.nats += weight * double(result.nats[i]);
+      run.hits += weight * double(p.dim - result.wrong[i]);
+      run.weight += weight;
     }
   }
+  flush();
 }
 
 template <class T>

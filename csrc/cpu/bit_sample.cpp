@@ -85,8 +85,9 @@ struct Run {
         const Vec<float> uniform = __builtin_convertvector(draw, Vec<float>);
         distance = uniform * coarse_exp2(x * rate) + uniform - kUniforms;
         // Twice the error of the exponential and of guidance; a uniform of zero asks whether the sigmoid underflows.
-        const Vec<float> doubt = kGuided ? size * (magnitude(broadcast(rate)) * (0x1p-21f * kUniforms)) + kUniforms * 0x1p-16f
-                                         : broadcast(kUniforms * 0x1p-16f);
+        const Vec<float> doubt =
+            kGuided ? size * (magnitude(broadcast(rate)) * (0x1p-21f * kUniforms)) + kUniforms * 0x1p-16f
+                    : broadcast(kUniforms * 0x1p-16f);
         decided = Mask<float>(magnitude(distance) > doubt) & Mask<float>(draw > 0);
         if (kGuided) decided &= Mask<float>(doubt < kUniforms);
       }
@@ -153,22 +154,25 @@ void sample(const SampleParams& p) {
   const bool dense = p.dim % 8 == 0 && p.logits_stride == p.dim && (!guided || p.uncond_stride == p.dim);
   const auto run_of = guided ? (greedy ? sample_run<T, true, true> : sample_run<T, true, false>)
                              : (greedy ? sample_run<T, false, true> : sample_run<T, false, false>);
-  each_draw(p.rows, p.dim, [&](const Draw& d, PhiloxWords& words) {
-    const uint32_t* drawn = nullptr;
-    if (!greedy) drawn = words.draw(uint64_t(d.row * p.dim + d.first), d.rows * d.count);
-    const int64_t step = dense && p.row_guidance == nullptr ? d.rows : 1;
-    for (int64_t row = d.row; row < d.row + d.rows; row += step) {
-      const T* uncond = guided ? (const T*)p.uncond + row * p.uncond_stride + d.first : nullptr;
-      const Run<T> run{(const T*)p.logits + row * p.logits_stride + d.first,
-                       uncond,
-                       drawn,
-                       p.row_guidance == nullptr ? p.guidance : p.row_guidance[row],
-                       p.temperature,
-                       float(-1.4426950408889634 / p.temperature)};
-      run_of(run, step * d.count, p.bits + row * bytes + d.first / 8, (T*)p.code + row * p.dim + d.first, minus);
-      if (!greedy) drawn += step * d.count;
-    }
-  }, p.offset, p.seed);
+  each_draw(
+      p.rows, p.dim,
+      [&](const Draw& d, PhiloxWords& words) {
+        const uint32_t* drawn = nullptr;
+        if (!greedy) drawn = words.draw(uint64_t(d.row * p.dim + d.first), d.rows * d.count);
+        const int64_t step = dense && p.row_guidance == nullptr ? d.rows : 1;
+        for (int64_t row = d.row; row < d.row + d.rows; row += step) {
+          const T* uncond = guided ? (const T*)p.uncond + row * p.uncond_stride + d.first : nullptr;
+          const Run<T> run{(const T*)p.logits + row * p.logits_stride + d.first,
+                           uncond,
+                           drawn,
+                           p.row_guidance == nullptr ? p.guidance : p.row_guidance[row],
+                           p.temperature,
+                           float(-1.4426950408889634 / p.temperature)};
+          run_of(run, step * d.count, p.bits + row * bytes + d.first / 8, (T*)p.code + row * p.dim + d.first, minus);
+          if (!greedy) drawn += step * d.count;
+        }
+      },
+      p.offset, p.seed);
 }
 
 }  // namespace

@@ -51,9 +51,7 @@ void quantize(const QuantizeParams& p) {
 
 void pack_run(const uint8_t* ones, int64_t n, uint8_t* bits) {
   using Bytes = LaneVec<int8_t>;
-  const auto pack_block = [](const uint8_t* from) {
-    return bytes_to_bits(Bytes(load_lanes<int8_t>(from) != 0));
-  };
+  const auto pack_block = [](const uint8_t* from) { return bytes_to_bits(Bytes(load_lanes<int8_t>(from) != 0)); };
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) store_bits(bits, i, kBlock, pack_block(ones + i));
   if (i == n) return;
@@ -142,14 +140,17 @@ void flip(const FlipParams& p) {
   const uint32_t all = 1u << 24, threshold = philox_threshold(p.p);
   if (p.row_p == nullptr && (threshold == 0 || threshold == all)) return flip_all(p, threshold == 0 ? 0 : 0xff);
   const int64_t bytes = packed_bytes(p.dim);
-  each_draw(p.rows, p.dim, [&](const Draw& d, PhiloxWords& words) {
-    const uint32_t* drawn = words.draw(uint64_t(d.row * p.dim + d.first), d.rows * d.count);
-    const int64_t step = p.row_p == nullptr ? rows_at_once(d.rows, p.dim, p.stride == bytes) : 1;
-    for (int64_t row = d.row; row < d.row + d.rows; row += step, drawn += step * d.count) {
-      flip_run(p.bits + row * p.stride + d.first / 8, drawn, step * d.count,
-               p.row_p == nullptr ? threshold : philox_threshold(p.row_p[row]), p.out + row * bytes + d.first / 8);
-    }
-  }, p.offset, p.seed);
+  each_draw(
+      p.rows, p.dim,
+      [&](const Draw& d, PhiloxWords& words) {
+        const uint32_t* drawn = words.draw(uint64_t(d.row * p.dim + d.first), d.rows * d.count);
+        const int64_t step = p.row_p == nullptr ? rows_at_once(d.rows, p.dim, p.stride == bytes) : 1;
+        for (int64_t row = d.row; row < d.row + d.rows; row += step, drawn += step * d.count) {
+          flip_run(p.bits + row * p.stride + d.first / 8, drawn, step * d.count,
+                   p.row_p == nullptr ? threshold : philox_threshold(p.row_p[row]), p.out + row * bytes + d.first / 8);
+        }
+      },
+      p.offset, p.seed);
 }
 
 void quantize_any(const QuantizeParams& p) { VIDEOAR_DISPATCH(p.dtype, quantize, p) }
@@ -157,8 +158,7 @@ void code_any(const CodeParams& p) { VIDEOAR_DISPATCH(p.dtype, code, p) }
 
 }  // namespace
 
-const BitsKernels bits_kernels = {quantize_any, pack,        unpack,  code_any,
-                                  flip,         sample_bits, entropy, entropy_backward};
+const BitsKernels bits_kernels = {quantize_any, pack, unpack, code_any, flip, sample_bits, entropy, entropy_backward};
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

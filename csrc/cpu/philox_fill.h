@@ -140,8 +140,8 @@ class PhiloxWords {
  public:
   PhiloxWords(uint64_t offset, uint64_t seed) : offset_(offset), seed_(seed), high_(0), shared_(0, offset, seed) {}
 
-  // The words of elements [begin, begin + count), count <= kDrawElements. The next draw overwrites them; as many as fill
-  // a vector may be read past them.
+  // The words of elements [begin, begin + count), count <= kDrawElements. The next draw overwrites them; as many as
+  // fill a vector may be read past them.
   const uint32_t* draw(uint64_t begin, int64_t count) {
     const uint64_t end = (begin + uint64_t(count) + 3) / 4;
     uint32_t* words = buffer_;

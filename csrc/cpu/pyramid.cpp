@@ -161,21 +161,24 @@ template <class T>
 void encode(const EncodeParams& p) {
   using A = Accumulator<T>;
   const PyramidShape& s = p.shape;
-  for_each_block<T>(s, [&](Block<T>& block) {
-    const Size coarsest = block.scale(0);
-    const int64_t token = block.flat_frame() * s.tokens;
-    block.load_planes(p.z, block.z);
-    encode_scales(block, p, p.flip_p != nullptr, true);
-    block.store_planes(block.sum, p.total);
-    if (block.frame == 0) {
-      fill_zero(block.small, coarsest.area() * block.width);
-      block.store_tokens(block.small, p.inputs, token, coarsest.area());
-    }
-    if (block.frame + 1 == s.frames) return;
-    if (p.flip_p != nullptr && !p.inherit) encode_scales(block, p, false, false);
-    area_down<A>(block.sum, nullptr, block.full, coarsest, block.width, block.small);
-    block.store_tokens(block.small, p.inputs, token + s.tokens, coarsest.area());
-  }, p.offset, p.seed);
+  for_each_block<T>(
+      s,
+      [&](Block<T>& block) {
+        const Size coarsest = block.scale(0);
+        const int64_t token = block.flat_frame() * s.tokens;
+        block.load_planes(p.z, block.z);
+        encode_scales(block, p, p.flip_p != nullptr, true);
+        block.store_planes(block.sum, p.total);
+        if (block.frame == 0) {
+          fill_zero(block.small, coarsest.area() * block.width);
+          block.store_tokens(block.small, p.inputs, token, coarsest.area());
+        }
+        if (block.frame + 1 == s.frames) return;
+        if (p.flip_p != nullptr && !p.inherit) encode_scales(block, p, false, false);
+        area_down<A>(block.sum, nullptr, block.full, coarsest, block.width, block.small);
+        block.store_tokens(block.small, p.inputs, token + s.tokens, coarsest.area());
+      },
+      p.offset, p.seed);
 }
 
 template <class T>
