@@ -14,7 +14,7 @@ constexpr int kPhiloxLanes = kVectorBytes / 8;
 // The 64-bit products of the lanes' low halves.
 static inline VecU64 multiply_low_halves(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
-  return (VecU64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+  return (VecU64)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && !defined(VIDEOAR_WIDE)
   return (VecU64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__x86_64__) && !defined(VIDEOAR_WIDE)
