@@ -267,7 +267,7 @@ void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, for
 
 const AttentionKernels attention_kernels = {
     {kTileRows<float>, kTileRows<double>, kBf16Tile, kTileRows<float>},
-    {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<float>, kBackwardTile<float>},
+    {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<bf16>, kBackwardTile<f16>},
     forward_any,
     attention_backward};
 

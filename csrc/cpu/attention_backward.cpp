@@ -197,13 +197,11 @@ class WideBackward {
              memory.take(s.q_len), memory.take(s.q_len), memory.take(s.q_len), memory.take(s.q_len)};
   }
 
-  // delta is summed in the order of the product it is subtracted from: they cancel where one key has all the weight.
   void prepare(const BackwardTask& t, int64_t begin, int64_t end, void* scratch) const {
     const AttentionBackwardParams& p = t.p;
     const int64_t width = p.shape.head_dim, stride = rows_.stride;
     const T* q = rows_of<T>(p.q, t.b, t.head());
     const T* grad_out = rows_of<T>(p.grad_out, t.b, t.head());
-    const T* out = rows_of<T>(p.out, t.b, t.head());
     const int64_t start = (t.b * p.shape.heads + t.head()) * p.shape.q_len;
     for (int64_t i = begin; i < end; ++i) {
       const A odd = copy_row(rows_.q + i * stride, q + i * p.q.row, width, A(p.shape.scale * kLog2E));
@@ -213,17 +211,7 @@ class WideBackward {
       rows_.lse[i] = A(lse);
       rows_.lse_rest[i] = lse - lse == 0 ? A(lse - double(A(lse))) : A(0);
     }
-    A* left = (A*)scratch;
-    A* right = left + width * kLanes<A>;
-    for (int64_t i = begin; i < end; i += kLanes<A>) {
-      const int64_t count = end - i < kLanes<A> ? end - i : kLanes<A>;
-      pack(left, kLanes<A>, rows_.grad_out + i * stride, stride, count, width, A(1));
-      pack(right, kLanes<A>, out + i * p.out.row, p.out.row, count, width, A(1));
-      Vec<A> sum{};
-      for (int64_t d = 0; d < width; ++d) sum += load(left + d * kLanes<A>) * load(right + d * kLanes<A>);
-      for (int64_t r = 0; r < count; ++r)
-        rows_.delta[i + r] = sum[r] - (p.grad_lse ? ((const A*)p.grad_lse)[start + i + r] : A(0));
-    }
+    row_deltas<T>(t, begin, end, rows_.delta, (A*)scratch);
   }
 
   void add_tile(const BackwardTask& t, const Tile& tile, void* sums, Turn& turn, void* scratch) const {
@@ -304,29 +292,11 @@ class WideBackward {
       }
     }
     flush();
-    if (!t.last()) return;
-    A factors[kBlock];
-    for (int first = 0; first < count; first += kBlock) {
-      const int n = count - first < kBlock ? count - first : kBlock;
-      for (A& factor : factors) factor = A(1 / kLog2E);
-      unpack(rows_of<T>(p.grad_k, t.b, t.kv_head) + (tile.begin + first) * p.grad_k.row, p.grad_k.row,
-             grad_key + first * width, kBlock, n, width, factors);
-      for (A& factor : factors) factor = 1;
-      unpack(rows_of<T>(p.grad_v, t.b, t.kv_head) + (tile.begin + first) * p.grad_v.row, p.grad_v.row,
-             grad_value + first * width, kBlock, n, width, factors);
-    }
+    if (t.last()) write_key_gradients<T>(t, tile, grad_key, A(1 / kLog2E), grad_value, kBlock);
   }
 
   void finish(const BackwardTask& t, int64_t begin, int64_t end) const {
-    const int64_t width = t.p.shape.head_dim;
-    const A scale = A(t.p.shape.scale);
-    T* to = rows_of<T>(t.p.grad_q, t.b, t.head()) + begin * t.p.grad_q.row;
-    for (int64_t i = begin; i < end; ++i, to += t.p.grad_q.row) {
-      const A* from = rows_.grad_q + i * rows_.stride;
-      int64_t d = 0;
-      for (; d + kLanes<A> <= width; d += kLanes<A>) store(to + d, load(from + d) * scale);
-      if (d < width) store_partial(to + d, load(from + d) * scale, int(width - d));
-    }
+    write_query_gradient<T>(t, begin, end, rows_.grad_q, rows_.stride);
   }
 
  private:
@@ -347,6 +317,12 @@ template <class T>
 void backward(const AttentionBackwardParams& p) {
   Backward<WideBackward<T>>(p).run();
 }
+#if defined(VIDEOAR_BF16_DOT)
+template <>
+void backward<bf16>(const AttentionBackwardParams& p) {
+  attention_backward_pairs(p);
+}
+#endif
 
 }  // namespace
 

@@ -61,6 +61,63 @@ struct BackwardTask {
   bool last() const { return group + 1 == p.shape.heads / p.shape.kv_heads; }
 };
 
+// delta = rowsum(grad_out * out) - grad_lse, summed in the order of the products it is subtracted from: they cancel
+// where one key has all the weight. `scratch` holds 2 * head_dim vectors.
+template <class T>
+void row_deltas(const BackwardTask& t, int64_t begin, int64_t end, Accumulator<T>* delta, Accumulator<T>* scratch) {
+  using A = Accumulator<T>;
+  const AttentionBackwardParams& p = t.p;
+  const int64_t width = p.shape.head_dim;
+  const T* grad_out = rows_of<T>(p.grad_out, t.b, t.head());
+  const T* out = rows_of<T>(p.out, t.b, t.head());
+  const A* grad_lse = (const A*)p.grad_lse + (t.b * p.shape.heads + t.head()) * p.shape.q_len;
+  A* left = scratch;
+  A* right = left + width * kLanes<A>;
+  for (int64_t i = begin; i < end; i += kLanes<A>) {
+    const int64_t count = end - i < kLanes<A> ? end - i : kLanes<A>;
+    pack(left, kLanes<A>, grad_out + i * p.grad_out.row, p.grad_out.row, count, width, A(1));
+    pack(right, kLanes<A>, out + i * p.out.row, p.out.row, count, width, A(1));
+    Vec<A> sum{};
+    for (int64_t d = 0; d < width; ++d) sum += load(left + d * kLanes<A>) * load(right + d * kLanes<A>);
+    for (int64_t r = 0; r < count; ++r) delta[i + r] = sum[r] - (p.grad_lse ? grad_lse[i + r] : A(0));
+  }
+}
+
+// Rows [begin, end) of grad_q from their sums [q_len][stride].
+template <class T>
+void write_query_gradient(const BackwardTask& t, int64_t begin, int64_t end, const Accumulator<T>* sums,
+                          int64_t stride) {
+  using A = Accumulator<T>;
+  const int64_t width = t.p.shape.head_dim;
+  const A scale = A(t.p.shape.scale);
+  T* rows = rows_of<T>(t.p.grad_q, t.b, t.head());
+  for (int64_t i = begin; i < end; ++i) {
+    const A* from = sums + i * stride;
+    T* to = rows + i * t.p.grad_q.row;
+    int64_t d = 0;
+    for (; d + kLanes<A> <= width; d += kLanes<A>) store(to + d, load(from + d) * scale);
+    if (d < width) store_partial(to + d, load(from + d) * scale, int(width - d));
+  }
+}
+
+// A tile of grad_k and grad_v from their sums: blocks of [head_dim][block], for `block` keys each.
+template <class T>
+void write_key_gradients(const BackwardTask& t, const Tile& tile, const Accumulator<T>* grad_key,
+                         Accumulator<T> key_factor, const Accumulator<T>* grad_value, int block) {
+  using A = Accumulator<T>;
+  const int64_t width = t.p.shape.head_dim;
+  A factors[kMaxTile];
+  const auto write = [&](const HeadRows<void*>& to, const A* sums, A factor) {
+    for (A& f : factors) f = factor;
+    for (int begin = tile.begin; begin < tile.end; begin += block, sums += block * width) {
+      const int count = tile.end - begin < block ? tile.end - begin : block;
+      unpack(rows_of<T>(to, t.b, t.kv_head) + begin * to.row, to.row, sums, block, count, width, factors);
+    }
+  };
+  write(t.p.grad_k, grad_key, key_factor);
+  write(t.p.grad_v, grad_value, A(1));
+}
+
 // A Method computes; all its memory is counted in bytes, multiples of 64, and starts at a multiple of 64:
 //   head_bytes(shape)     one query head: copies of its rows, grad_q
 //   sums_bytes(shape)     grad_k and grad_v of one tile, kept from one query head of a group to the next
