@@ -55,7 +55,7 @@ void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tens
   if (!positions) return kv_cache_kernels().append(p);
   const RopeOptions options(dims, theta, interleaved, false);
   STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == p.size.dim, "kv_cache_append: dims do not add up");
-  with_table(*positions, p.size, p.dtype, options, [&](const RopeTableView& table) {
+  with_table(*positions, p.size, p.dtype, options, interleaved, [&](const RopeTableView& table) {
     p.table = table;
     kv_cache_kernels().append(p);
   });

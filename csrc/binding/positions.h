@@ -22,33 +22,42 @@ struct RopeOptions {
 };
 
 template <class A>
-inline RopeTable<A> table_of(const Tensor& positions, const RopeOptions& o) {
-  const int64_t tokens = positions.numel() / 3;
+inline std::shared_ptr<const RopeTable<A>> table_of(const Tensor& positions, const RopeOptions& o, bool spread) {
+  static RopeTableCache<A> cache;
   const void* data = positions.const_data_ptr();
-  const auto build = [&](auto* typed) {
-    return RopeTable<A>(typed, tokens, o.dims, o.theta, o.interleaved, o.inverse);
+  const auto get = [&](auto* typed) {
+    const int64_t tokens = positions.numel() / 3, bytes = 3 * tokens * int64_t(sizeof(*typed));
+    const RopeTableKey key = {
+        data,    tokens, bytes,    int(positions.scalar_type()), {o.dims[0], o.dims[1], o.dims[2]},
+        o.theta, spread, o.inverse};
+    return cache.get(key, [&] { return RopeTable<A>(typed, tokens, o.dims, o.theta, spread, o.inverse); });
   };
   switch (positions.scalar_type()) {
-    case ScalarType::Long: return build((const int64_t*)data);
-    case ScalarType::Int: return build((const int32_t*)data);
-    case ScalarType::Float: return build((const float*)data);
-    case ScalarType::Double: return build((const double*)data);
+    case ScalarType::Long: return get((const int64_t*)data);
+    case ScalarType::Int: return get((const int32_t*)data);
+    case ScalarType::Float: return get((const float*)data);
+    case ScalarType::Double: return get((const double*)data);
     default: STD_TORCH_CHECK(false, "rope: expected positions of int64, int32, float32 or float64");
   }
 }
 
-// f(view) with the table of `positions` (L, 3) or (B, L, 3) in the accumulator type of `dtype`.
+// f(view) with the table of `positions` (L, 3) or (B, L, 3) in the accumulator type of `dtype`, with a value for every
+// element where `spread`, else one for every pair.
 template <class F>
 inline void with_table(const Tensor& positions, const RopeSizes& size, DType dtype, const RopeOptions& options,
-                       const F& f) {
+                       bool spread, const F& f) {
   const bool shared = positions.dim() == 2;
-  STD_TORCH_CHECK(positions.numel() == (shared ? 1 : size.batch) * size.length * 3, "rope: wrong number of positions");
+  STD_TORCH_CHECK(positions.is_cpu() && (shared || (positions.dim() == 3 && positions.size(0) == size.batch)) &&
+                      positions.size(-2) == size.length && positions.size(-1) == 3,
+                  "rope: wrong number of positions, or not on the CPU");
   const Tensor dense = torch::stable::contiguous(positions);
   const int64_t batch_stride = shared ? 0 : size.length;
   if (dtype == DType::f64) {
-    f(table_of<double>(dense, options).view(batch_stride));
+    const auto table = table_of<double>(dense, options, spread);
+    f(table->view(batch_stride));
   } else {
-    f(table_of<float>(dense, options).view(batch_stride));
+    const auto table = table_of<float>(dense, options, spread);
+    f(table->view(batch_stride));
   }
 }
 

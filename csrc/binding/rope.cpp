@@ -14,10 +14,11 @@ RopeStrides rope_strides(const Tensor& x) { return {x.stride(0), x.stride(1), x.
 void rotate_into(const Tensor& x, const Tensor& out, const Tensor& positions, const RopeOptions& options) {
   const RopeSizes size = rope_sizes(x, options);
   if (x.numel() == 0) return;
-  with_table(positions, size, dtype_of(x), options, [&](const RopeTableView& table) {
-    rope_kernels().rope({x.const_data_ptr(), out.mutable_data_ptr(), size, rope_strides(x), rope_strides(out), table,
-                         options.interleaved, dtype_of(x)});
-  });
+  with_table(positions, size, dtype_of(x), options, rope_spreads(dtype_of(x), options.interleaved),
+             [&](const RopeTableView& table) {
+               rope_kernels().rope({x.const_data_ptr(), out.mutable_data_ptr(), size, rope_strides(x),
+                                    rope_strides(out), table, options.interleaved, dtype_of(x)});
+             });
 }
 
 Tensor rope_3d(const Tensor& x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
@@ -46,23 +47,24 @@ std::tuple<Tensor, Tensor> qk_norm_rope(const Tensor& q, const Tensor& k, const 
   const RopeOptions options(dims, theta, interleaved, false);
   Tensor outs[2] = {empty_dense(q, sizes_of(q)), empty_dense(k, sizes_of(k))};
   if (q.numel() + k.numel() == 0) return {outs[0], outs[1]};
-  with_table(positions, rope_sizes(q, options), dtype_of(q), options, [&](const RopeTableView& table) {
-    const Tensor inputs[2] = {dense_rows(q), dense_rows(k)};
-    const Tensor weights[2] = {torch::stable::contiguous(q_weight), torch::stable::contiguous(k_weight)};
-    for (int i = 0; i < 2; ++i) {
-      const Tensor& x = inputs[i];
-      check_weight(x, weights[i], full_width);
-      const RopeParams rope = {x.const_data_ptr(),
-                               outs[i].mutable_data_ptr(),
-                               rope_sizes(x, options),
-                               rope_strides(x),
-                               rope_strides(outs[i]),
-                               table,
-                               interleaved,
-                               dtype_of(x)};
-      rope_kernels().norm_rope({rope, weights[i].const_data_ptr(), eps, full_width});
-    }
-  });
+  with_table(positions, rope_sizes(q, options), dtype_of(q), options, rope_spreads(dtype_of(q), interleaved),
+             [&](const RopeTableView& table) {
+               const Tensor inputs[2] = {dense_rows(q), dense_rows(k)};
+               const Tensor weights[2] = {torch::stable::contiguous(q_weight), torch::stable::contiguous(k_weight)};
+               for (int i = 0; i < 2; ++i) {
+                 const Tensor& x = inputs[i];
+                 check_weight(x, weights[i], full_width);
+                 const RopeParams rope = {x.const_data_ptr(),
+                                          outs[i].mutable_data_ptr(),
+                                          rope_sizes(x, options),
+                                          rope_strides(x),
+                                          rope_strides(outs[i]),
+                                          table,
+                                          interleaved,
+                                          dtype_of(x)};
+                 rope_kernels().norm_rope({rope, weights[i].const_data_ptr(), eps, full_width});
+               }
+             });
   return {outs[0], outs[1]};
 }
 
@@ -75,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(const Tensor& g
   const RopeOptions options(dims, theta, interleaved, true);
   Tensor grads[2] = {empty_dense(q, sizes_of(q)), empty_dense(k, sizes_of(k))};
   Tensor weight_grads[2] = {empty_dense(q_weight, sizes_of(q_weight)), empty_dense(k_weight, sizes_of(k_weight))};
-  with_table(positions, rope_sizes(q, options), dtype_of(q), options, [&](const RopeTableView& table) {
+  with_table(positions, rope_sizes(q, options), dtype_of(q), options, interleaved, [&](const RopeTableView& table) {
     const Tensor inputs[2] = {dense_rows(q), dense_rows(k)};
     const Tensor grad_outs[2] = {dense_rows(grad_q), dense_rows(grad_k)};
     const Tensor weights[2] = {torch::stable::contiguous(q_weight), torch::stable::contiguous(k_weight)};

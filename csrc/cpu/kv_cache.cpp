@@ -36,14 +36,14 @@ void append_blocks_of(const KvAppendParams& p, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const bool rotated = p.table.index != nullptr;
   const BlockAngles<A> angles(p.table, rotated ? p.size.dim : 0, kInterleaved);
-  each_block(begin, end, p.size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
+  each_head_block(begin, end, p.size, [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
     if (rotated) angles.fill(sample, first, tokens);
     // Every layer and head while the block's angles are at hand.
     for (int64_t l = 0; l < p.layer_count; ++l) {
       const KvLayer& layer = p.layers[l];
-      each_row(p.size.heads, tokens, layer.k_stride, [&](int64_t h, int64_t t) {
+      each_row(last - head, tokens, layer.k_stride, [&](int64_t h, int64_t t) {
         const auto at = [&](const RopeStrides& stride, int64_t token) {
-          return sample * stride.batch + h * stride.head + token * stride.token;
+          return sample * stride.batch + (head + h) * stride.head + token * stride.token;
         };
         const int64_t token = first + t, slot = kv_slot(p.start + token, p.sink, p.capacity);
         write_key<T, kInterleaved>((const T*)layer.k + at(layer.k_stride, token),
@@ -61,7 +61,7 @@ template <class T>
 void append(const KvAppendParams& p) {
   const RopeSizes& size = p.size;
   const int64_t bytes = p.layer_count * size.batch * size.heads * size.length * size.dim * 4 * int64_t(sizeof(T));
-  parallel_ranges(rope_blocks(size.batch, size.length), bytes, [&](int64_t begin, int64_t end) {
+  parallel_ranges(rope_blocks(size.batch, size.length) * size.heads, bytes, [&](int64_t begin, int64_t end) {
     p.interleaved ? append_blocks_of<T, true>(p, begin, end) : append_blocks_of<T, false>(p, begin, end);
   });
 }

@@ -2,79 +2,159 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "parallel.h"
 #include "rotate.h"
+#include "stream.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
+// A streamed row must fit the writer's buffer and fill a cache line or more.
+template <class T>
+bool streams(const RopeParams& p) {
+  const int64_t row = p.size.dim * int64_t(sizeof(T));
+  return p.out != p.x && 64 <= row && row <= kPieceBytes &&
+         outgrows_cache(p.size.batch * p.size.heads * p.size.length * row);
+}
+
+template <class T>
+int64_t bytes_of(const RopeSizes& size) {
+  return size.batch * size.heads * size.length * size.dim * int64_t(sizeof(T));
+}
+
 template <class T, bool kInterleaved>
-void rope_blocks_of(const RopeParams& p, int64_t begin, int64_t end) {
+void rope_items(const RopeParams& p, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved);
-  each_block(begin, end, p.size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
+  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved && !kInPairs<T, kInterleaved>);
+  StreamWriter<T> writer(streams<T>(p));
+  each_head_block(begin, end, p.size, [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
     angles.fill(sample, first, tokens);
-    const T* x0 = (const T*)p.x + sample * p.x_stride.batch + first * p.x_stride.token;
-    T* out0 = (T*)p.out + sample * p.out_stride.batch + first * p.out_stride.token;
-    each_row(p.size.heads, tokens, p.x_stride, [&](int64_t h, int64_t t) {
-      const T* x = x0 + h * p.x_stride.head + t * p.x_stride.token;
+    const T* x0 = (const T*)p.x + sample * p.x_stride.batch + head * p.x_stride.head + first * p.x_stride.token;
+    T* out0 = (T*)p.out + sample * p.out_stride.batch + head * p.out_stride.head + first * p.out_stride.token;
+    each_row(last - head, tokens, p.x_stride, [&](int64_t h, int64_t t) {
+      prefetch_ahead(x0, h, t, last - head, tokens, p.size.dim, p.x_stride);
       T* out = out0 + h * p.out_stride.head + t * p.out_stride.token;
-      rotate<A, kInterleaved>(
-          angles.cosines(t), angles.sines(t), p.size.dim, [&](int64_t i, int n) { return load_upto(x + i, n); },
-          [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
+      rotate_row<T, kInterleaved>(angles.cosines(t), angles.sines(t), p.size.dim,
+                                  x0 + h * p.x_stride.head + t * p.x_stride.token, writer.at(out), Unscaled{});
+      writer.done(out, p.size.dim);
     });
   });
 }
 
 template <class T>
 void rope(const RopeParams& p) {
-  const int64_t bytes = p.size.batch * p.size.heads * p.size.length * p.size.dim * 2 * int64_t(sizeof(T));
-  parallel_ranges(rope_blocks(p.size.batch, p.size.length), bytes, [&](int64_t begin, int64_t end) {
-    p.interleaved ? rope_blocks_of<T, true>(p, begin, end) : rope_blocks_of<T, false>(p, begin, end);
+  const int64_t items = rope_blocks(p.size.batch, p.size.length) * p.size.heads;
+  parallel_ranges(items, 2 * bytes_of<T>(p.size), [&](int64_t begin, int64_t end) {
+    p.interleaved ? rope_items<T, true>(p, begin, end) : rope_items<T, false>(p, begin, end);
   });
 }
 
+// The weights of every head as RowScale reads them.
 template <class T, bool kInterleaved>
-void norm_rope_blocks_of(const NormRopeParams& p, int64_t begin, int64_t end) {
+class HeadWeights {
+  using A = Accumulator<T>;
+
+ public:
+  HeadWeights(const A* weight, int64_t heads, int64_t dim)
+      : weight_(weight),
+        odd_(padded<A>(dim / 2)),
+        row_(dim),
+        buffer_(kInPairs<T, kInterleaved> ? heads * 2 * odd_ : 0) {
+    if constexpr (kInPairs<T, kInterleaved>) {
+      std::memset(buffer_.data(), 0, size_t(heads * 2 * odd_) * sizeof(A));
+      for (int64_t h = 0; h < heads; ++h) {
+        A* even = buffer_.data() + h * 2 * odd_;
+        for (int64_t i = 0; i < dim / 2; ++i) {
+          even[i] = plain(weight[h * dim + 2 * i]);
+          even[odd_ + i] = plain(weight[h * dim + 2 * i + 1]);
+        }
+      }
+      weight_ = buffer_.data();
+      row_ = 2 * odd_;
+    }
+  }
+
+  // A NaN without a payload, for store_pairs.
+  static A plain(A value) { return value == value ? value : std::numeric_limits<A>::quiet_NaN(); }
+
+  RowScale<A> scale(int64_t head, A rstd) const { return {weight_ + head * row_, rstd, odd_}; }
+
+ private:
+  const A* weight_;
+  int64_t odd_, row_;
+  Scratch<A> buffer_;
+};
+
+// `begin` and `end` count blocks where a token's heads are normed together, else heads of blocks.
+template <class T, bool kInterleaved>
+void norm_rope_items(const NormRopeParams& p, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const RopeParams& r = p.rope;
   const RopeSizes& size = r.size;
-  const BlockAngles<A> angles(r.table, size.dim, kInterleaved);
-  A full_rstd[kRopeTokens];
-  each_block(begin, end, size.length, [&](int64_t first, int64_t tokens, int64_t sample) {
-    angles.fill(sample, first, tokens);
-    const T* x0 = (const T*)r.x + sample * r.x_stride.batch + first * r.x_stride.token;
-    T* out0 = (T*)r.out + sample * r.out_stride.batch + first * r.out_stride.token;
-    if (p.full_width) {
-      for (int64_t t = 0; t < tokens; ++t) full_rstd[t] = 0;
-      each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) {
-        full_rstd[t] += sum_of_squares(x0 + h * r.x_stride.head + t * r.x_stride.token, size.dim);
-      });
-      for (int64_t t = 0; t < tokens; ++t) {
-        full_rstd[t] = 1 / std::sqrt(full_rstd[t] / A(size.heads * size.dim) + A(p.eps));
-      }
-    }
-    each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) {
-      const T* x = x0 + h * r.x_stride.head + t * r.x_stride.token;
-      T* out = out0 + h * r.out_stride.head + t * r.out_stride.token;
-      const A* weight = (const A*)p.weight + (p.full_width ? h * size.dim : 0);
-      const A rstd = p.full_width ? full_rstd[t] : 1 / std::sqrt(sum_of_squares(x, size.dim) / A(size.dim) + A(p.eps));
-      rotate<A, kInterleaved>(
-          angles.cosines(t), angles.sines(t), size.dim,
-          [&](int64_t i, int n) { return load_upto(x + i, n) * rstd * load_upto(weight + i, n); },
-          [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
-    });
-  });
+  const int64_t dim = size.dim, per_block = p.full_width ? size.heads : 1;
+  const BlockAngles<A> angles(r.table, dim, kInterleaved && !kInPairs<T, kInterleaved>);
+  const HeadWeights<T, kInterleaved> weights((const A*)p.weight, p.full_width ? size.heads : 1, dim);
+  StreamWriter<T> writer(streams<T>(r));
+  constexpr int64_t kGroup = 16;
+  A rstds[kRopeTokens];
+  const auto finish = [&](int64_t rows, int64_t count) {
+    for (int64_t i = 0; i < rows; ++i) rstds[i] = 1 / std::sqrt(rstds[i] / A(count) + A(p.eps));
+  };
+  each_head_block(begin * per_block, end * per_block, size,
+                  [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
+                    angles.fill(sample, first, tokens);
+                    const T* x0 = (const T*)r.x + sample * r.x_stride.batch + first * r.x_stride.token;
+                    T* out0 = (T*)r.out + sample * r.out_stride.batch + first * r.out_stride.token;
+                    const auto at = [&](int64_t h, int64_t t) {
+                      return x0 + h * r.x_stride.head + t * r.x_stride.token;
+                    };
+                    const auto row = [&](int64_t h, int64_t t, A rstd) {
+                      T* out = out0 + h * r.out_stride.head + t * r.out_stride.token;
+                      if (!p.full_width) prefetch_ahead(at(head, 0), h - head, t, last - head, tokens, dim, r.x_stride);
+                      rotate_row<T, kInterleaved>(angles.cosines(t), angles.sines(t), dim, at(h, t), writer.at(out),
+                                                  weights.scale(p.full_width ? h : 0, rstd));
+                      writer.done(out, dim);
+                    };
+                    if (p.full_width) {
+                      for (int64_t t = 0; t < tokens; ++t) rstds[t] = 0;
+                      each_row(size.heads, tokens, r.x_stride,
+                               [&](int64_t h, int64_t t) { rstds[t] += sum_of_squares(at(h, t), dim); });
+                      finish(tokens, size.heads * dim);
+                      each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) { row(h, t, rstds[t]); });
+                      return;
+                    }
+                    // Some rows' sums before the first rotation, so that the roots and divisions overlap.
+                    if (r.x_stride.head > r.x_stride.token) {
+                      for (int64_t h = head; h < last; ++h) {
+                        for (int64_t from = 0; from < tokens; from += kGroup) {
+                          const int64_t rows = tokens - from < kGroup ? tokens - from : kGroup;
+                          for (int64_t t = 0; t < rows; ++t) rstds[t] = sum_of_squares(at(h, from + t), dim);
+                          finish(rows, dim);
+                          for (int64_t t = 0; t < rows; ++t) row(h, from + t, rstds[t]);
+                        }
+                      }
+                      return;
+                    }
+                    for (int64_t t = 0; t < tokens; ++t) {
+                      for (int64_t from = head; from < last; from += kGroup) {
+                        const int64_t heads = last - from < kGroup ? last - from : kGroup;
+                        for (int64_t h = 0; h < heads; ++h) rstds[h] = sum_of_squares(at(from + h, t), dim);
+                        finish(heads, dim);
+                        for (int64_t h = 0; h < heads; ++h) row(from + h, t, rstds[h]);
+                      }
+                    }
+                  });
 }
 
 template <class T>
 void norm_rope(const NormRopeParams& p) {
   const RopeSizes& size = p.rope.size;
-  const int64_t bytes = size.batch * size.heads * size.length * size.dim * 2 * int64_t(sizeof(T));
-  parallel_ranges(rope_blocks(size.batch, size.length), bytes, [&](int64_t begin, int64_t end) {
-    p.rope.interleaved ? norm_rope_blocks_of<T, true>(p, begin, end) : norm_rope_blocks_of<T, false>(p, begin, end);
+  const int64_t items = rope_blocks(size.batch, size.length) * (p.full_width ? 1 : size.heads);
+  parallel_ranges(items, 2 * bytes_of<T>(size), [&](int64_t begin, int64_t end) {
+    p.rope.interleaved ? norm_rope_items<T, true>(p, begin, end) : norm_rope_items<T, false>(p, begin, end);
   });
 }
 

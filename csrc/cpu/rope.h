@@ -63,7 +63,10 @@ struct NormRopeBackwardParams {
 };
 
 // Tokens whose cosines and sines are laid out together: they stay in the L1 cache for all heads.
-constexpr int64_t kRopeTokens = 16;
+constexpr int64_t kRopeTokens = 64;
+
+// Whether the forward kernels want a table with a value for every element, not for every pair.
+static inline bool rope_spreads(DType dtype, bool interleaved) { return interleaved && dtype != DType::bf16; }
 
 static inline int64_t rope_blocks(int64_t batch, int64_t length) {
   return batch * ((length + kRopeTokens - 1) / kRopeTokens);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "rope.h"
 #include "sweep.h"
@@ -22,29 +23,30 @@ static inline Vec<A> swap_pairs(Vec<A> v) {
   }
 }
 
+// bfloat16 neighbours are rotated as the two halves of a word, with one cosine for both; other types swap them, which
+// takes a table with every value twice.
+template <class T, bool kInterleaved>
+constexpr bool kInPairs = kInterleaved && std::is_same_v<T, bf16>;
+
 // Cosines and sines of the tokens of one block, each row padded to whole vectors.
 template <class A>
 class BlockAngles {
  public:
-  BlockAngles(const RopeTableView& table, int64_t dim, bool interleaved)
-      : table_(table), row_(padded<A>(interleaved ? dim : dim / 2)), buffer_(kRopeTokens * 2 * row_) {
-    // The padding enters sums as 0 * padding, so it must be finite.
-    std::memset(buffer_.data(), 0, size_t(kRopeTokens * 2 * row_) * sizeof(A));
-  }
+  // `spread`: the table holds a value for every element, not for every pair.
+  BlockAngles(const RopeTableView& table, int64_t dim, bool spread)
+      : table_(table),
+        width_(spread ? dim : dim / 2),
+        row_(padded<A>(width_)),
+        buffer_(kRopeTokens * 2 * row_ + kLanes<A>) {}
 
   void fill(int64_t sample, int64_t first, int64_t count) const {
     for (int64_t t = 0; t < count; ++t) {
       const int32_t* index = table_.index + 3 * (sample * table_.batch_stride + first + t);
       A* cosines = (A*)this->cosines(t);
-      A* sines = cosines + row_;
-      for (int axis = 0; axis < 3; ++axis) {
-        const int64_t width = table_.width[axis];
-        const A* row = (const A*)table_.rows[axis] + index[axis] * 2 * width;
-        std::memcpy(cosines, row, size_t(width) * sizeof(A));
-        std::memcpy(sines, row + width, size_t(width) * sizeof(A));
-        cosines += width;
-        sines += width;
-      }
+      copy(index, 0, cosines);
+      copy(index, 1, cosines + row_);
+      // The padding enters sums as 0 * padding, so it must be finite.
+      for (int64_t i = width_; i < row_; ++i) cosines[i] = cosines[row_ + i] = 0;
     }
   }
 
@@ -52,8 +54,18 @@ class BlockAngles {
   const A* sines(int64_t t) const { return cosines(t) + row_; }
 
  private:
+  // Whole vectors, axis after axis: each overwrites what the one before it wrote too far.
+  void copy(const int32_t* index, int64_t half, A* out) const {
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t width = table_.width[axis];
+      const A* row = (const A*)table_.rows[axis] + (2 * index[axis] + half) * width;
+      for (int64_t i = 0; i < width; i += kLanes<A>) store(out + i, load(row + i));
+      out += width;
+    }
+  }
+
   const RopeTableView& table_;
-  int64_t row_;
+  int64_t width_, row_;
   Scratch<A> buffer_;
 };
 
@@ -75,6 +87,53 @@ static inline void rotate(const A* cosines, const A* sines, int64_t dim, const G
   }
 }
 
+// The factors of a normed row: weight * rstd, the weights of a row in pairs as those of the even elements, padded to
+// whole vectors, and then those of the odd ones.
+template <class A>
+struct RowScale {
+  const A* weight;
+  A rstd;
+  int64_t odd;
+
+  Vec<A> operator()(Vec<A> v, int64_t i, int n) const { return v * rstd * load_upto(weight + i, n); }
+  Pairs operator()(Pairs v, int64_t i) const {
+    return {v.even * (rstd * load(weight + i)), v.odd * (rstd * load(weight + odd + i))};
+  }
+};
+struct Unscaled {
+  template <class A>
+  A operator()(A v, int64_t, int = 0) const {
+    return v;
+  }
+};
+
+// out = R scale(x) for one head; out may be x.
+template <class T, bool kInterleaved, class Scale>
+static inline void rotate_row(const Accumulator<T>* cosines, const Accumulator<T>* sines, int64_t dim, const T* x,
+                              T* out, const Scale& scale) {
+  using A = Accumulator<T>;
+  if constexpr (kInPairs<T, kInterleaved>) {
+    const int64_t half = dim / 2;
+    const auto turned = [&](Pairs v, int64_t i) -> Pairs {
+      v = scale(v, i);
+      const Vec<A> c = load(cosines + i), s = load(sines + i);
+      return {v.even * c - v.odd * s, v.odd * c + v.even * s};
+    };
+    int64_t i = 0;
+    for (; i + kLanes<A> <= half; i += kLanes<A>) store_pairs(out + 2 * i, turned(load_pairs(x + 2 * i), i));
+    if (i < half) {
+      T rest[2 * kLanes<A>] = {};
+      std::memcpy(rest, x + 2 * i, size_t(dim - 2 * i) * sizeof(T));
+      store_pairs(rest, turned(load_pairs(rest), i));
+      std::memcpy(out + 2 * i, rest, size_t(dim - 2 * i) * sizeof(T));
+    }
+  } else {
+    rotate<A, kInterleaved>(
+        cosines, sines, dim, [&](int64_t i, int n) { return scale(load_upto(x + i, n), i, n); },
+        [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
+  }
+}
+
 // f(block's first token, its tokens, sample) for the blocks [begin, end) of rope_blocks().
 template <class F>
 static inline void each_block(int64_t begin, int64_t end, int64_t length, const F& f) {
@@ -82,6 +141,18 @@ static inline void each_block(int64_t begin, int64_t end, int64_t length, const 
   for (int64_t block = begin; block < end; ++block) {
     const int64_t sample = block / per_sample, first = block % per_sample * kRopeTokens;
     f(first, length - first < kRopeTokens ? length - first : kRopeTokens, sample);
+  }
+}
+
+// f(block's first token, its tokens, sample, first head, last head) for items [begin, end) of blocks x heads.
+template <class F>
+static inline void each_head_block(int64_t begin, int64_t end, const RopeSizes& size, const F& f) {
+  while (begin < end) {
+    const int64_t block = begin / size.heads, head = begin % size.heads, rest = head + end - begin;
+    const int64_t last = rest < size.heads ? rest : size.heads;
+    each_block(block, block + 1, size.length,
+               [&](int64_t first, int64_t tokens, int64_t sample) { f(first, tokens, sample, head, last); });
+    begin += last - head;
   }
 }
 
@@ -99,13 +170,49 @@ static inline void each_row(int64_t heads, int64_t tokens, const RopeStrides& st
   }
 }
 
+// Fetches the row that each_row visits `kAhead` rows after (h, t): a block's rows jump from head to head, where the
+// hardware's own prefetching starts anew.
+template <class T>
+static inline void prefetch_ahead(const T* x0, int64_t h, int64_t t, int64_t heads, int64_t tokens, int64_t dim,
+                                  const RopeStrides& stride) {
+  constexpr int64_t kAhead = 16;
+  if (stride.head > stride.token) {
+    t += kAhead;
+    if (t >= tokens) t -= tokens, ++h;
+  } else {
+    h += kAhead;
+    if (h >= heads) h -= heads, ++t;
+  }
+  if (h >= heads || t >= tokens) return;
+  const char* row = (const char*)(x0 + h * stride.head + t * stride.token);
+  for (int64_t i = 0; i < dim * int64_t(sizeof(T)); i += 64) __builtin_prefetch(row + i);
+}
+
 template <class T>
 static inline Accumulator<T> sum_of_squares(const T* x, int64_t n) {
   using A = Accumulator<T>;
-  return sweep_sum<A>(n, [&](int64_t i, int lanes) {
-    const Vec<A> v = load_upto(x + i, lanes);
-    return v * v;
-  });
+  if constexpr (std::is_same_v<T, bf16>) {
+    constexpr int64_t kStep = 2 * kLanes<A>;
+    Vec<A> sums[4] = {};
+    int64_t i = 0;
+    const auto add = [&](const T* p, int at) {
+      const Pairs v = load_pairs(p);
+      sums[at] += v.even * v.even;
+      sums[at + 1] += v.odd * v.odd;
+    };
+    for (; i + 2 * kStep <= n; i += 2 * kStep) add(x + i, 0), add(x + i + kStep, 2);
+    for (; i < n; i += kStep) {
+      T rest[kStep] = {};
+      std::memcpy(rest, x + i, size_t(n - i < kStep ? n - i : kStep) * sizeof(T));
+      add(rest, 0);
+    }
+    return reduce_add<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  } else {
+    return sweep_sum<A>(n, [&](int64_t i, int lanes) {
+      const Vec<A> v = load_upto(x + i, lanes);
+      return v * v;
+    });
+  }
 }
 
 }  // namespace VIDEOAR_ISA

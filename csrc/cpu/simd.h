@@ -58,11 +58,31 @@ static inline Vec<A> broadcast(A value) {
   return Vec<A>{} + value;
 }
 
+// Halves are added to each other, so that the additions of all lanes take a few steps and not one each.
 template <class A>
 static inline A reduce_add(Vec<A> v) {
-  A sum = v[0];
-  for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
-  return sum;
+  typedef A Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  const Half sum = halves[0] + halves[1];
+  A lanes[kLanes<A> / 2];
+  if constexpr (kLanes<A> > 4) {
+    typedef A Quarter __attribute__((vector_size(kVectorBytes / 4)));
+    Quarter quarters[2];
+    std::memcpy(quarters, &sum, sizeof sum);
+    const Quarter quarter = quarters[0] + quarters[1];
+    A total = 0;
+    if constexpr (kLanes<A> == 16) {
+      total = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+    } else {
+      total = quarter[0] + quarter[1];
+    }
+    return total;
+  }
+  std::memcpy(lanes, &sum, sizeof sum);
+  A total = lanes[0];
+  for (int i = 1; i < kLanes<A> / 2; ++i) total += lanes[i];
+  return total;
 }
 
 template <class A>
@@ -215,11 +235,14 @@ static inline Vec<float> load(const f16* p) {
 
 static inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 static inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+// Rounded to bfloat16 in the upper half of each lane; the lower half is garbage. Adding to a NaN would carry into its
+// exponent; one whose upper half holds no payload bit becomes a quiet one.
+static inline VecU32 round_to_upper_half(Vec<float> v) {
+  const VecU32 bits = (VecU32)v, ordered = (VecU32)(v == v);
+  return (bits + ((0x7fff + (bits >> 16 & 1)) & ordered)) | (0x400000 & ~ordered);
+}
 static inline void store(bf16* p, Vec<float> v) {
-  const VecU32 bits = (VecU32)v;
-  const VecU32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const VecU32 quiet = bits >> 16 | 0x40;
-  const VecU32 wide = (v != v) ? quiet : rounded;
+  const VecU32 wide = round_to_upper_half(v) >> 16;
 #if defined(__AVX2__) && !defined(VIDEOAR_WIDE)
   const __m128i low = _mm256_castsi256_si128((__m256i)wide), high = _mm256_extracti128_si256((__m256i)wide, 1);
   _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(low, high));
@@ -242,6 +265,25 @@ static inline void store(f16* p, Vec<float> v) {
 #else
   for (int i = 0; i < kLanes<float>; ++i) p[i] = from_float<f16>(v[i]);
 #endif
+}
+
+// 2 * kLanes<float> bfloat16 as the vectors of the even and of the odd ones: neighbours share a 32-bit word, so it
+// takes no shuffle to part or to join them.
+struct Pairs {
+  Vec<float> even, odd;
+};
+static inline Pairs load_pairs(const bf16* p) {
+  VecU32 words;
+  std::memcpy(&words, p, sizeof words);
+  return {(Vec<float>)(words << 16), (Vec<float>)(words & 0xffff0000u)};
+}
+// The lower half of a NaN must be 0, as it is where bfloat16 made it: rounding then cannot carry into the exponent.
+static inline void store_pairs(bf16* p, Pairs v) {
+  const VecU32 even = (VecU32)v.even, odd = (VecU32)v.odd;
+  const VecU32 low = (even + (0x7fff + (even >> 16 & 1))) >> 16;
+  const VecU32 high = (odd + (0x7fff + (odd >> 16 & 1))) & 0xffff0000u;
+  const VecU32 words = low | high;
+  std::memcpy(p, &words, sizeof words);
 }
 
 #if defined(VIDEOAR_BF16_DOT)
