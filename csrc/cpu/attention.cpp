@@ -18,14 +18,114 @@ constexpr double kLog2E = 1.4426950408889634;
 
 thread_local Workspace workspace, head_workspace;
 
-// Keys [.., .. + count) of the chunk's weights: their panels, and which lanes see them.
+// Some keys of a chunk, and the queries that see them: vectors [first, first + vectors) of the tile, and among their
+// lanes those in `lanes`.
 template <class A>
-struct Values {
+struct Run {
+  const A* keys;
+  int64_t key_stride;
   const A* panels;
-  int64_t stride;
+  int64_t panel_stride;
   int count;
-  uint64_t lanes;
-  bool unseen;  // some lane doesn't see them, and they hold a NaN or infinity that 0 * x would let through
+  int first, vectors;
+  uint64_t lanes;  // from the first vector on
+  bool partial;    // not all of those lanes see the keys
+  bool unseen;     // and the values hold a NaN or infinity that 0 * x would let through
+
+  // `seen` of the tile's lanes, whereof `live` are in use.
+  void choose_lanes(uint64_t seen, uint64_t live, int tile_vectors) {
+    first = 0;
+    vectors = tile_vectors;
+    lanes = seen;
+    partial = (seen & live) != live;
+    if (!partial) return;
+    first = __builtin_ctzll(seen & live) / kLanes<A>;
+    vectors = (63 - __builtin_clzll(seen & live)) / kLanes<A> + 1 - first;
+    lanes = seen >> (first * kLanes<A>);
+    partial = (lanes & live >> (first * kLanes<A>)) != live >> (first * kLanes<A>);
+  }
+};
+
+// Scores of a run, kVectors vectors of queries: into rows of the chunk, `width` apart.
+template <class A, int kVectors>
+struct Score {
+  const Run<A>& run;
+  const A* query;
+  A* scores;
+  int64_t width, head_dim;
+  LaneMasks<A, kVectors> seen;
+
+  template <int kRows>
+  void block(int start) const {
+    Vec<A> s[kRows][kVectors];
+    clear<A, kVectors, kRows>(s);
+    multiply_add<A, kVectors, kRows>(s, run.keys + start * run.key_stride, run.key_stride, 1, query, width, head_dim);
+    if (run.partial) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) s[m][j] = seen.m[j] ? s[m][j] : splat(-A(__builtin_inf()));
+    }
+    store_block<A, kVectors, kRows>(scores + start * width, width, s);
+  }
+
+  __attribute__((noinline)) void all() const {
+    constexpr int kRows = kBlockRows<kVectors>;
+    const int count = run.count;
+    int start = 0;
+    for (; start + kRows <= count; start += kRows) block<kRows>(start);
+    if constexpr (kRows > 4) {
+      for (; start + 4 <= count; start += 4) block<4>(start);
+    }
+    switch (count - start) {
+      case 3: return block<3>(start);
+      case 2: return block<2>(start);
+      case 1: return block<1>(start);
+    }
+  }
+};
+
+// sum[d][:] += sum over a run's keys of value[key][d] * weights[key][:], kVectors vectors of queries.
+template <class A, int kVectors>
+struct AddValues {
+  static constexpr int kRows = kManyRegisters || kVectors == 1 ? 8 : 4;
+  static_assert(kPanel % kRows == 0);
+  const Run<A>& run;
+  A* sum;
+  const A* weights;
+  int64_t width, head_dim;
+
+  template <bool kMasked>
+  __attribute__((noinline)) void all() const {
+    A* to = sum;
+    for (int64_t d = 0; d < head_dim; d += kRows, to += kRows * width) {
+      const A* values = run.panels + d / kPanel * run.panel_stride + d % kPanel;
+      Vec<A> c[kRows][kVectors];
+      clear<A, kVectors, kRows>(c);
+      if constexpr (kMasked) {
+        add_seen(c, values);
+      } else {
+        multiply_add<A, kVectors, kRows>(c, values, 1, kPanel, weights, width, run.count);
+      }
+      __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) {
+          A* at = to + m * width + j * kLanes<A>;
+          store(at, load(at) + c[m][j]);
+        }
+    }
+  }
+
+  void add_seen(Vec<A> (&c)[kRows][kVectors], const A* values) const {
+    const LaneMasks<A, kVectors> seen(run.lanes);
+    for (int t = 0; t < run.count; ++t)
+      for (int m = 0; m < kRows; ++m)
+        for (int j = 0; j < kVectors; ++j)
+          c[m][j] +=
+              (Vec<A>)(seen.m[j] & (Mask<A>)splat(values[t * kPanel + m])) * load(weights + t * width + j * kLanes<A>);
+  }
 };
 
 // One tile's running state, kVectors vectors of queries wide.
@@ -38,24 +138,27 @@ struct QueryTile {
   int64_t head_dim;
   Vec<A> reference[kVectors], total[kVectors];
 
-  // The keys being scored, and where their scores go.
-  const A* keys;
-  int64_t stride;
-  A* scores;
-  const LaneMasks<A, kVectors>* seen;
+  // Scores of the run's keys into the chunk's rows from `row` on; minus infinity for queries that don't see them.
+  void score(const Run<A>& run, int row) {
+    A* scores = weights + row * kWidth;
+    const int skipped = run.first * kLanes<A>;
+    with_vectors<A>(run.vectors * kLanes<A>, [&]<int kActive>() {
+      Score<A, kActive>{run, query + skipped, scores + skipped, kWidth, head_dim, LaneMasks<A, kActive>(run.lanes)}
+          .all();
+    });
+    if (run.vectors == kVectors) return;
+    for (int i = 0; i < run.count; ++i)
+      for (int j = 0; j < kVectors; ++j)
+        if (j < run.first || j >= run.first + run.vectors)
+          store(scores + i * kWidth + j * kLanes<A>, splat(-A(__builtin_inf())));
+  }
 
-  template <int kRows>
-  void block(int64_t start) {
-    Vec<A> s[kRows][kVectors];
-    clear<A, kVectors, kRows>(s);
-    multiply_add<A, kVectors, kRows>(s, keys + start * stride, stride, 1, query, kWidth, head_dim);
-    if (seen) {
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) s[m][j] = seen->m[j] ? s[m][j] : splat(-A(__builtin_inf()));
-    }
-    store_block<A, kVectors, kRows>(scores + start * kWidth, kWidth, s);
+  void add(const Run<A>& run, int row) {
+    const int skipped = run.first * kLanes<A>;
+    with_vectors<A>(run.vectors * kLanes<A>, [&]<int kActive>() {
+      const AddValues<A, kActive> work{run, sum + skipped, weights + row * kWidth + skipped, kWidth, head_dim};
+      run.unseen ? work.template all<true>() : work.template all<false>();
+    });
   }
 
   // Turns the chunk's scores into weights. A pass of its own: straight from the score's registers, the latency of one
@@ -102,67 +205,6 @@ struct QueryTile {
   }
 };
 
-// sum[d][:] += sum over runs and keys of value[key][d] * weights[key][:].
-template <class A, int kVectors>
-struct AddValues {
-  static constexpr int kWidth = kVectors * kLanes<A>;
-  static constexpr int kRows = kManyRegisters || kVectors == 1 ? 8 : 4;
-  static_assert(kPanel % kRows == 0);
-
-  // kMasked: some run is `unseen`.
-  template <bool kMasked>
-  static __attribute__((noinline)) void add(A* sum, const A* weights, const Values<A>* runs, int run_count,
-                                            int64_t width) {
-    for (int64_t d = 0; d < width; d += kRows, sum += kRows * kWidth) {
-      const A* w = weights;
-      for (const Values<A>* run = runs; run < runs + run_count; w += run->count * kWidth, ++run) {
-        const A* values = run->panels + d / kPanel * run->stride + d % kPanel;
-        // Accumulators that outlive the loop over keys would be moved to memory and back around it.
-        Vec<A> c[kRows][kVectors];
-        clear<A, kVectors, kRows>(c);
-        if constexpr (kMasked) {
-          add_seen(c, values, w, run->count, run->unseen ? run->lanes : ~uint64_t(0));
-        } else {
-          multiply_add<A, kVectors, kRows>(c, values, 1, kPanel, w, kWidth, run->count);
-        }
-        __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-          for (int j = 0; j < kVectors; ++j) {
-            A* at = sum + m * kWidth + j * kLanes<A>;
-            store(at, load(at) + c[m][j]);
-          }
-      }
-    }
-  }
-
-  static void add_seen(Vec<A> (&c)[kRows][kVectors], const A* values, const A* w, int count, uint64_t lanes) {
-    const LaneMasks<A, kVectors> seen(lanes);
-    for (int t = 0; t < count; ++t)
-      for (int m = 0; m < kRows; ++m)
-        for (int j = 0; j < kVectors; ++j)
-          c[m][j] +=
-              (Vec<A>)(seen.m[j] & (Mask<A>)splat(values[t * kPanel + m])) * load(w + t * kWidth + j * kLanes<A>);
-  }
-};
-
-// Blocks that cover [0, count) keys, the last one as wide as what is left.
-template <class A, int kVectors>
-__attribute__((noinline)) void score(QueryTile<A, kVectors>& tile, int count) {
-  constexpr int kRows = kBlockRows<kVectors>;
-  int start = 0;
-  for (; start + kRows <= count; start += kRows) tile.template block<kRows>(start);
-  if constexpr (kRows > 4) {
-    for (; start + 4 <= count; start += 4) tile.template block<4>(start);
-  }
-  switch (count - start) {
-    case 3: return tile.template block<3>(start);
-    case 2: return tile.template block<2>(start);
-    case 1: return tile.template block<1>(start);
-  }
-}
-
 template <class T, int kVectors>
 void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, const Head<Accumulator<T>>* head) {
   using A = Accumulator<T>;
@@ -190,39 +232,37 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
   const T* keys = rows_of<T>(p.k, b, kv_head);
   const T* values = rows_of<T>(p.v, b, kv_head);
   const uint64_t live = live_lanes(tile);
-  Values<A> runs[kColumns];
+  Run<A> runs[kColumns];
   int run_count = 0, filled = 0;
-  bool masked = false;  // some run of the chunk is `unseen`
   const auto flush = [&] {
     state.weigh(filled);
-    const auto add = masked ? AddValues<A, kVectors>::template add<true> : AddValues<A, kVectors>::template add<false>;
-    add(state.sum, state.weights, runs, run_count, width);
+    int row = 0;
+    for (int i = 0; i < run_count; row += runs[i++].count) state.add(runs[i], row);
     run_count = filled = 0;
-    masked = false;
   };
   for (int32_t index = tile.first; index < tile.last; ++index) {
     const TileSegment& segment = p.plan.segments[index];
-    const LaneMasks<A, kVectors> seen(segment.lanes);
-    const bool partial = (segment.lanes & live) != live;
-    state.seen = partial ? &seen : nullptr;
     for (int64_t column = segment.begin; column < segment.end;) {
       const int n = int(segment.end - column < kColumns - filled ? segment.end - column : kColumns - filled);
-      Values<A>& run = runs[run_count++];
-      state.scores = state.weights + filled * kWidth;
+      Run<A>& run = runs[run_count++];
+      run.count = n;
+      run.choose_lanes(segment.lanes, live, kVectors);
       if (head) {
-        state.keys = head->keys + column * head->key_stride;
-        state.stride = head->key_stride;
-        run = {head->panels + column * kPanel, head->stride, n, segment.lanes, false};
-        run.unseen = partial && !all_of(head->finite, column, column + n);
+        run.keys = head->keys + column * head->key_stride;
+        run.key_stride = head->key_stride;
+        run.panels = head->panels + column * kPanel;
+        run.panel_stride = head->stride;
+        run.unseen = run.partial && !all_of(head->finite, column, column + n);
       } else {
-        state.stride = p.k.row;
-        state.keys = widen(keys + column * p.k.row, state.stride, n, width, key_buffer);
+        run.key_stride = p.k.row;
+        run.keys = widen(keys + column * p.k.row, run.key_stride, n, width, key_buffer);
         A* packed = value_buffer + filled * kPanel;
         const bool finite = pack_panels(packed, value_stride, values + column * p.v.row, p.v.row, n, width);
-        run = {packed, value_stride, n, segment.lanes, partial && !finite};
+        run.panels = packed;
+        run.panel_stride = value_stride;
+        run.unseen = run.partial && !finite;
       }
-      masked |= run.unseen;
-      score(state, n);
+      state.score(run, filled);
       filled += n;
       column += n;
       if (filled == kColumns) flush();

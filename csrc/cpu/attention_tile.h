@@ -124,16 +124,6 @@ __attribute__((noinline)) void for_blocks(int64_t start, int64_t count, F& f) {
   }
 }
 
-// Columns [begin, begin + count) of a tile, whose weights are in rows [offset, offset + count) of the weight buffer.
-template <class A>
-struct Run {
-  const A* data;  // their vectors, `stride` apart
-  int64_t stride;
-  int count;
-  uint64_t lanes;
-  bool unseen;  // some lane doesn't see them, and they hold a NaN or infinity that 0 * x would let through
-};
-
 template <class A, int kVectors>
 struct LaneMasks {
   Mask<A> m[kVectors];
@@ -144,46 +134,6 @@ struct LaneMasks {
     for (int j = 0; j < kVectors; ++j) m[j] = ((Mask<A>{} + int(lanes >> (j * kLanes<A>)&0xffff)) & bit) != 0;
   }
 };
-
-// sum over runs and columns of x[column][d] * weights[column][:], added to accumulator[d][:] for every d.
-template <class A, int kVectors>
-struct Accumulate {
-  static constexpr int kWidth = kVectors * kLanes<A>;
-  A* accumulator;
-  const A* weights;
-  const Run<A>* runs;
-  int run_count;
-
-  template <int kRows>
-  void block(int64_t d) {
-    Vec<A> c[kRows][kVectors];
-    load_block<A, kVectors, kRows>(c, accumulator + d * kWidth, kWidth);
-    const A* w = weights;
-    for (int i = 0; i < run_count; ++i) {
-      const Run<A>& run = runs[i];
-      if (!run.unseen) {
-        multiply_add<A, kVectors, kRows>(c, run.data + d, 1, run.stride, w, kWidth, run.count);
-      } else {
-        const LaneMasks<A, kVectors> seen(run.lanes);
-        for (int t = 0; t < run.count; ++t)
-#pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-            for (int j = 0; j < kVectors; ++j)
-              c[m][j] += (Vec<A>)(seen.m[j] & (Mask<A>)splat(run.data[t * run.stride + d + m])) *
-                         load(w + t * kWidth + j * kLanes<A>);
-      }
-      w += run.count * kWidth;
-    }
-    store_block<A, kVectors, kRows>(accumulator + d * kWidth, kWidth, c);
-  }
-};
-
-template <class A, int kVectors>
-inline void accumulate(A* accumulator, const A* weights, const Run<A>* runs, int run_count, int64_t head_dim) {
-  Accumulate<A, kVectors> work{accumulator, weights, runs, run_count};
-  for_blocks<kBlockRows<kVectors>>(0, head_dim, work);
-}
 
 template <class A>
 __attribute__((noinline)) bool all_finite(const A* data, int64_t stride, int64_t count, int64_t width) {

@@ -1,4 +1,4 @@
-"""range_attention's forward where its kernels change: keys in pairs, heads packed once or not, rescaling, tile edges."""
+"""range_attention's forward where its kernels change: keys in pairs, heads packed or not, rescaling, tile edges."""
 
 from __future__ import annotations
 
