@@ -56,6 +56,7 @@ def compare(request, pytestconfig):
         for row in run.measure(cases, family):
             hand_to_pytest_benchmark(request, row)
             with capture.global_and_fixture_disabled():
+                reporter.ensure_newline()
                 reporter.write_line("  ".join(report.cells(row)))
             if row.wrong:
                 wrong.append(f"{row.name}: {row.wrong}")

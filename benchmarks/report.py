@@ -98,8 +98,8 @@ def details(row: Row) -> list[str]:
 
 
 def remarks(rows: list[Row]) -> list[str]:
-    """The details of all rows, each under its row's name."""
-    return [f"{row.name}: {line}" for row in rows for line in details(row)]
+    """The details of every row that has any, in one line each."""
+    return [f"{row.name}: {'; '.join(details(row))}" for row in rows if details(row)]
 
 
 def summary(rows: list[Row]) -> str:
