@@ -51,13 +51,21 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
 
   // bits; floats come before packed bits in every result: torch.library.opcheck cannot sum them the other way
   m.def("bsq_quantize(Tensor x) -> (Tensor, Tensor)");
+  m.def("bsq_quantize_out(Tensor x, Tensor(a!) bits, Tensor(b!) code) -> ()");
   m.def("pack_bits(Tensor ones) -> Tensor");
   m.def("unpack_bits(Tensor bits, SymInt dim) -> Tensor");
   m.def("bits_to_code(Tensor bits, SymInt dim, ScalarType dtype) -> Tensor");
+  m.def("bits_to_code_out(Tensor bits, Tensor(a!) code) -> ()");
   m.def("flip_bits(Tensor bits, float p, Tensor? token_p, SymInt dim, SymInt seed, SymInt offset) -> Tensor");
+  m.def(
+      "flip_bits_out(Tensor bits, float p, Tensor? token_p, SymInt dim, SymInt seed, SymInt offset, Tensor(a!) out) "
+      "-> ()");
   m.def(
       "sample_bits(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "
       "SymInt seed, SymInt offset) -> (Tensor, Tensor)");
+  m.def(
+      "sample_bits_out(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "
+      "SymInt seed, SymInt offset, Tensor(a!) bits, Tensor(b!) code) -> ()");
   m.def(
       "bit_cross_entropy(Tensor logits, Tensor bits, Tensor? weight, Tensor? scale_ids, SymInt num_scales) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");

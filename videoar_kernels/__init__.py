@@ -1,15 +1,9 @@
 """Kernels for autoregressive video models. Every name is documented where it is defined."""
 
 from videoar_kernels.attention import range_attention
-from videoar_kernels.bits import (
-    bit_cross_entropy,
-    bits_to_code,
-    bsq_quantize,
-    flip_bits,
-    pack_bits,
-    sample_bits,
-    unpack_bits,
-)
+from videoar_kernels.bit_entropy import bit_cross_entropy
+from videoar_kernels.bit_packing import bits_to_code, pack_bits, unpack_bits
+from videoar_kernels.bits import bsq_quantize, flip_bits, sample_bits
 from videoar_kernels.kv_cache import CacheView, KVCache
 from videoar_kernels.linear import PackedLinear, pack_linear_weight, packed_linear, unpack_linear_weight
 from videoar_kernels.masks import RangeMask

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bits import check_float, check_packed, signed64
+from videoar_kernels.bit_checks import check_float, check_packed, signed64
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops
 from videoar_kernels.reference.pyramid import Pyramid, Scale, Step
@@ -85,7 +85,8 @@ def pyramid_encode(
             raise ValueError(
                 f"pyramid_encode: expected flip_p broadcastable to {shape}, got {tuple(flip_p.shape)}"
             ) from None
-    total, inputs, labels = ops.pyramid_encode(z, flat, flip_p, signed64(seed or 0), signed64(offset), inherit)
+    seed, offset = signed64("pyramid_encode", "seed", seed or 0), signed64("pyramid_encode", "offset", offset)
+    total, inputs, labels = ops.pyramid_encode(z, flat, flip_p, seed, offset, inherit)
     return Pyramid(labels, inputs, total)
 
 

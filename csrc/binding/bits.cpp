@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "tensors.h"
+#include "dense_out.h"
 
 namespace videoar {
 namespace {
@@ -14,31 +14,50 @@ std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
 }
 
 const uint8_t* bytes_of(const Rows& rows) { return static_cast<const uint8_t*>(rows.tensor.const_data_ptr()); }
-uint8_t* mutable_bytes(Tensor& t) { return static_cast<uint8_t*>(t.mutable_data_ptr()); }
+uint8_t* mutable_bytes(const Tensor& t) { return static_cast<uint8_t*>(t.mutable_data_ptr()); }
 
 // One float64 per row, dense, or null.
 const double* row_values(std::optional<Tensor>& t, int64_t rows, const char* message) {
   if (!t.has_value()) return nullptr;
-  STD_TORCH_CHECK(t->numel() == rows && t->scalar_type() == ScalarType::Double, message);
+  STD_TORCH_CHECK(t->numel() == rows && t->scalar_type() == ScalarType::Double && t->is_cpu(), message);
   t = torch::stable::contiguous(*t);
   return static_cast<const double*>(t->const_data_ptr());
 }
 
 void check_packed(const Rows& rows, int64_t dim, const char* message) {
-  STD_TORCH_CHECK(rows.tensor.scalar_type() == ScalarType::Byte && rows.width == (dim + 7) / 8, message);
+  STD_TORCH_CHECK(
+      rows.tensor.scalar_type() == ScalarType::Byte && dim >= 0 && rows.width == (dim + 7) / 8 && rows.tensor.is_cpu(),
+      message);
+}
+
+void quantize_into(const Rows& in, const Tensor& bits, const Tensor& code) {
+  bits_kernels().quantize({in.tensor.const_data_ptr(), mutable_bytes(bits), code.mutable_data_ptr(), in.rows, in.width,
+                           in.stride, dtype_of(in.tensor)});
 }
 
 std::tuple<Tensor, Tensor> bsq_quantize(const Tensor& x) {
   const Rows in(x);
+  dtype_of(x);
   Tensor bits = empty_dense(x, with_last(x, (in.width + 7) / 8), ScalarType::Byte);
   Tensor code = empty_dense(x, sizes_of(x));
-  bits_kernels().quantize({in.tensor.const_data_ptr(), mutable_bytes(bits), code.mutable_data_ptr(), in.rows, in.width,
-                           in.stride, dtype_of(x)});
+  quantize_into(in, bits, code);
   return {code, bits};
+}
+
+void bsq_quantize_out(const Tensor& x, const Tensor& bits, const Tensor& code) {
+  const Rows in(x);
+  check_dense_out(bits, x, (in.width + 7) / 8, ScalarType::Byte, "bsq_quantize: expected dense uint8 bits");
+  check_dense_out(code, x, in.width, x.scalar_type(), "bsq_quantize: expected a dense code like x");
+  check_apart(code, x, true, "bsq_quantize: code overlaps x");
+  check_apart(bits, x, false, "bsq_quantize: bits overlap x");
+  check_apart(bits, code, false, "bsq_quantize: bits overlap the code");
+  quantize_into(in, bits, code);
 }
 
 Tensor pack_bits(const Tensor& ones) {
   const Rows in(ones);
+  STD_TORCH_CHECK(ones.scalar_type() == ScalarType::Byte || ones.scalar_type() == ScalarType::Bool,
+                  "pack_bits: expected bool or uint8");
   Tensor bits = empty_dense(ones, with_last(ones, (in.width + 7) / 8), ScalarType::Byte);
   bits_kernels().pack({bytes_of(in), mutable_bytes(bits), in.rows, in.width, in.stride});
   return bits;
@@ -60,31 +79,89 @@ Tensor bits_to_code(const Tensor& bits, int64_t dim, ScalarType dtype) {
   return code;
 }
 
+void bits_to_code_out(const Tensor& bits, const Tensor& code) {
+  const Rows in(bits);
+  STD_TORCH_CHECK(code.dim() >= 1, "bits_to_code: expected a code of at least one dimension");
+  const int64_t dim = code.size(code.dim() - 1);
+  check_packed(in, dim, "bits_to_code: expected ceil(dim / 8) bytes a token");
+  check_dense_out(code, bits, dim, code.scalar_type(), "bits_to_code: expected a dense code");
+  check_apart(code, bits, false, "bits_to_code: the code overlaps the bits");
+  bits_kernels().code({bytes_of(in), code.mutable_data_ptr(), in.rows, dim, in.stride, dtype_of(code)});
+}
+
+void flip_into(const Rows& in, double p, std::optional<Tensor>& token_p, int64_t dim, int64_t seed, int64_t offset,
+               const Tensor& out) {
+  check_packed(in, dim, "flip_bits: expected ceil(dim / 8) bytes a token");
+  const double* row_p = row_values(token_p, in.rows, "flip_bits: expected one float64 p per token");
+  bool valid = p >= 0 && p <= 1;
+  for (int64_t row = 0; row_p != nullptr && row < in.rows; ++row) valid = valid && row_p[row] >= 0 && row_p[row] <= 1;
+  STD_TORCH_CHECK(valid, "flip_bits: expected p within [0, 1]");
+  bits_kernels().flip(
+      {bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed), uint64_t(offset)});
+}
+
 Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, int64_t dim, int64_t seed,
                  int64_t offset) {
   const Rows in(bits);
-  check_packed(in, dim, "flip_bits: expected ceil(dim / 8) bytes a token");
-  const double* row_p = row_values(token_p, in.rows, "flip_bits: expected one float64 p per token");
+  STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte, "flip_bits: expected uint8 bits");
   Tensor out = empty_dense(bits, sizes_of(bits));
-  bits_kernels().flip(
-      {bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed), uint64_t(offset)});
+  flip_into(in, p, token_p, dim, seed, offset, out);
   return out;
 }
+
+void flip_bits_out(const Tensor& bits, double p, std::optional<Tensor> token_p, int64_t dim, int64_t seed,
+                   int64_t offset, const Tensor& out) {
+  const Rows in(bits);
+  check_dense_out(out, bits, in.width, ScalarType::Byte, "flip_bits: expected dense uint8 out like bits");
+  check_apart(out, bits, true, "flip_bits: out overlaps bits");
+  flip_into(in, p, token_p, dim, seed, offset, out);
+}
+
+struct SampleInputs {
+  Rows logits, base;
+  std::optional<Tensor>& token_guidance;
+  const double* row_guidance;
+  bool guided;
+
+  SampleInputs(const Tensor& x, const std::optional<Tensor>& uncond, std::optional<Tensor>& token_guidance)
+      : logits(x), base(uncond.has_value() ? *uncond : x), token_guidance(token_guidance), guided(uncond.has_value()) {
+    dtype_of(x);
+    if (guided) check_like(*uncond, x, "sample_bits: uncond");
+    row_guidance = row_values(token_guidance, logits.rows, "sample_bits: expected one float64 guidance per token");
+  }
+  void into(double guidance, double temperature, int64_t seed, int64_t offset, const Tensor& bits,
+            const Tensor& code) const {
+    STD_TORCH_CHECK(temperature >= 0, "sample_bits: expected temperature >= 0");
+    bits_kernels().sample({logits.tensor.const_data_ptr(), guided ? base.tensor.const_data_ptr() : nullptr,
+                           row_guidance, mutable_bytes(bits), code.mutable_data_ptr(), guidance, temperature,
+                           logits.rows, logits.width, logits.stride, base.stride, uint64_t(seed), uint64_t(offset),
+                           dtype_of(logits.tensor)});
+  }
+};
 
 std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tensor> uncond, double guidance,
                                        std::optional<Tensor> token_guidance, double temperature, int64_t seed,
                                        int64_t offset) {
-  const Rows in(logits);
-  const Rows base(uncond.has_value() ? *uncond : logits);
-  STD_TORCH_CHECK(base.rows == in.rows && base.width == in.width, "sample_bits: expected uncond shaped like logits");
-  const double* row_guidance =
-      row_values(token_guidance, in.rows, "sample_bits: expected one float64 guidance per token");
-  Tensor bits = empty_dense(logits, with_last(logits, (in.width + 7) / 8), ScalarType::Byte);
+  const SampleInputs in(logits, uncond, token_guidance);
+  Tensor bits = empty_dense(logits, with_last(logits, (in.logits.width + 7) / 8), ScalarType::Byte);
   Tensor code = empty_dense(logits, sizes_of(logits));
-  bits_kernels().sample({in.tensor.const_data_ptr(), uncond.has_value() ? base.tensor.const_data_ptr() : nullptr,
-                         row_guidance, mutable_bytes(bits), code.mutable_data_ptr(), guidance, temperature, in.rows,
-                         in.width, in.stride, base.stride, uint64_t(seed), uint64_t(offset), dtype_of(logits)});
+  in.into(guidance, temperature, seed, offset, bits, code);
   return {code, bits};
+}
+
+void sample_bits_out(const Tensor& logits, std::optional<Tensor> uncond, double guidance,
+                     std::optional<Tensor> token_guidance, double temperature, int64_t seed, int64_t offset,
+                     const Tensor& bits, const Tensor& code) {
+  const SampleInputs in(logits, uncond, token_guidance);
+  check_dense_out(bits, logits, (in.logits.width + 7) / 8, ScalarType::Byte, "sample_bits: expected dense uint8 bits");
+  check_dense_out(code, logits, in.logits.width, logits.scalar_type(),
+                  "sample_bits: expected a dense code like logits");
+  for (const Tensor* input : {&logits, uncond.has_value() ? &*uncond : &logits}) {
+    check_apart(code, *input, true, "sample_bits: code overlaps an input");
+    check_apart(bits, *input, false, "sample_bits: bits overlap an input");
+  }
+  check_apart(bits, code, false, "sample_bits: bits overlap the code");
+  in.into(guidance, temperature, seed, offset, bits, code);
 }
 
 // One int32 scale id per row, dense, or null.
@@ -94,6 +171,13 @@ const int32_t* row_ids(std::optional<Tensor>& t, int64_t rows) {
                   "bit_cross_entropy: expected one int32 scale id per token");
   t = torch::stable::contiguous(*t);
   return static_cast<const int32_t*>(t->const_data_ptr());
+}
+
+bool same_tokens(const Tensor& logits, const Tensor& bits) {
+  const auto a = logits.sizes(), b = bits.sizes();
+  bool same = a.size() == b.size();
+  for (size_t i = 0; same && i + 1 < a.size(); ++i) same = a[i] == b[i];
+  return same;
 }
 
 void put(Tensor& t, int64_t i, double value) {
@@ -115,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bit_cross_entropy(const Tenso
                                                                      int64_t num_scales) {
   const Rows in(logits), target(bits);
   check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
-  STD_TORCH_CHECK(target.rows == in.rows && num_scales >= 0, "bit_cross_entropy: expected as many bits as logits");
+  STD_TORCH_CHECK(same_tokens(logits, bits) && num_scales >= 0, "bit_cross_entropy: expected as many bits as logits");
   const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
   const int32_t* ids = row_ids(scale_ids, in.rows);
   const int64_t chunks = entropy_chunks(in.rows);
@@ -153,7 +237,7 @@ Tensor bit_cross_entropy_backward(const Tensor& grad_loss, const Tensor& grad_pe
                                   const Tensor& totals) {
   const Rows in(logits), target(bits);
   check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
-  STD_TORCH_CHECK(target.rows == in.rows, "bit_cross_entropy: expected as many bits as logits");
+  STD_TORCH_CHECK(same_tokens(logits, bits), "bit_cross_entropy: expected as many bits as logits");
   const int64_t num_scales = totals.numel();
   STD_TORCH_CHECK(grad_per_scale.numel() == num_scales && totals.scalar_type() == ScalarType::Double,
                   "bit_cross_entropy: expected a gradient and a total per scale");
@@ -183,11 +267,15 @@ Tensor bit_cross_entropy_backward(const Tensor& grad_loss, const Tensor& grad_pe
 
 STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("bsq_quantize", TORCH_BOX(&bsq_quantize));
+  m.impl("bsq_quantize_out", TORCH_BOX(&bsq_quantize_out));
   m.impl("pack_bits", TORCH_BOX(&pack_bits));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
   m.impl("bits_to_code", TORCH_BOX(&bits_to_code));
+  m.impl("bits_to_code_out", TORCH_BOX(&bits_to_code_out));
   m.impl("flip_bits", TORCH_BOX(&flip_bits));
+  m.impl("flip_bits_out", TORCH_BOX(&flip_bits_out));
   m.impl("sample_bits", TORCH_BOX(&sample_bits));
+  m.impl("sample_bits_out", TORCH_BOX(&sample_bits_out));
   m.impl("bit_cross_entropy", TORCH_BOX(&bit_cross_entropy));
   m.impl("bit_cross_entropy_backward", TORCH_BOX(&bit_cross_entropy_backward));
 }

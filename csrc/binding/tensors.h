@@ -1,6 +1,7 @@
 // What every binding needs to turn a stable-ABI tensor into the plain structs that kernels take.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -49,40 +50,51 @@ struct Rows {
   Tensor tensor;
   int64_t rows, width, stride;
 
-  explicit Rows(const Tensor& input) : tensor(dense_rows(input)) {
-    const int64_t last = tensor.dim() - 1;
-    width = tensor.size(last);
-    rows = 1;
-    for (int64_t i = 0; i < last; ++i) rows *= tensor.size(i);
-    stride = width;
-    int64_t expected = -1;
-    bool collapses = true;
-    for (int64_t i = last - 1; i >= 0; --i) {
-      if (tensor.size(i) == 1) continue;
-      if (expected < 0) {
-        stride = tensor.stride(i);
-      } else if (tensor.stride(i) != expected) {
-        collapses = false;
-      }
-      expected = tensor.stride(i) * tensor.size(i);
-    }
-    if (!collapses) {
+  explicit Rows(const Tensor& input) : tensor(input) {
+    STD_TORCH_CHECK(tensor.dim() >= 1, "videoar_kernels: expected at least one dimension");
+    if (!collapse()) {
       tensor = torch::stable::contiguous(tensor);
-      stride = width;
+      collapse();
     }
+  }
+
+ private:
+  bool collapse() {
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    const size_t last = sizes.size() - 1;
+    width = stride = sizes[last];
+    rows = 1;
+    bool dense = width <= 1 || strides[last] == 1;
+    int64_t expected = -1;
+    for (size_t i = last; i-- > 0;) {
+      rows *= sizes[i];
+      if (sizes[i] == 1) continue;
+      if (expected < 0) stride = strides[i];
+      dense = dense && (expected < 0 || strides[i] == expected);
+      expected = strides[i] * sizes[i];
+    }
+    return dense;
   }
 };
 
-// A fresh dense tensor of `like`'s dtype and device.
+// A fresh dense tensor of `like`'s dtype and device. On the CPU no dispatcher is asked, which takes longer.
 inline Tensor empty_dense(const Tensor& like, const std::vector<int64_t>& sizes,
                           std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  constexpr size_t kMostDims = 16;
+  if (!like.is_cpu() || sizes.size() > kMostDims) return torch::stable::new_empty(like, sizes, dtype);
+  int64_t strides[kMostDims], reach = 1;
+  for (size_t i = sizes.size(); i-- > 0; reach *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = reach;
+  AtenTensorHandle made = nullptr;
+  const ScalarType wanted = dtype.has_value() ? *dtype : like.scalar_type();
+  STD_TORCH_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides, int32_t(wanted),
+                                           aoti_torch_device_type_cpu(), -1, &made) == 0,
+                  "videoar_kernels: no memory for a result");
+  return Tensor(made);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
-  return sizes;
+  const auto all = t.sizes();
+  return std::vector<int64_t>(all.begin(), all.end());
 }
 
 }  // namespace videoar

@@ -11,7 +11,7 @@ import pytest
 import torch
 from closeness import assert_close
 
-from videoar_kernels import bits as K
+import videoar_kernels as K
 from videoar_kernels import reference
 from videoar_kernels.library import ops
 
@@ -284,6 +284,126 @@ def test_inputs_are_left_alone():
     assert torch.equal(x, before[0]) and torch.equal(packed, before[1])
 
 
+@pytest.mark.parametrize("dim", [7, 48])
+def test_outputs_may_be_handed_in(isa, dim):
+    x, uncond = torch.randn(3, 11, dim), torch.randn(3, 11, dim)
+    quantized = K.bsq_quantize(x)
+    bits, code = torch.full_like(quantized.bits, 255), torch.full_like(x, float("nan"))
+    out = K.bsq_quantize(x, out=(bits, code))
+    assert out.bits is bits and out.code is code
+    assert torch.equal(bits, quantized.bits) and torch.equal(code, quantized.code)
+    assert torch.equal(K.bits_to_code(bits, dim, out=code.fill_(0)), quantized.code)
+    options = {"uncond": uncond, "guidance": 3.0, "seed": 4}
+    sampled = K.sample_bits(x, **options)
+    K.sample_bits(x, **options, out=(bits, code))
+    assert torch.equal(bits, sampled.bits) and torch.equal(code, sampled.code)
+    flipped = K.flip_bits(sampled.bits, 0.4, seed=8, dim=dim)
+    assert K.flip_bits(sampled.bits, 0.4, seed=8, dim=dim, out=bits) is bits and torch.equal(bits, flipped)
+
+
+@pytest.mark.parametrize("dim", [7, 48])
+def test_outputs_may_be_the_inputs(isa, dim):
+    x, uncond = torch.randn(5, 300, dim), torch.randn(5, 300, dim)
+    bits = torch.empty(5, 300, (dim + 7) // 8, dtype=torch.uint8)
+    sampled, quantized = K.sample_bits(x, uncond=uncond, guidance=2.0, seed=4), K.bsq_quantize(x)
+    for place in (x.clone(), uncond.clone()):
+        inputs = (place, uncond) if torch.equal(place, x) else (x, place)
+        K.sample_bits(inputs[0], uncond=inputs[1], guidance=2.0, seed=4, out=(bits, place))
+        assert torch.equal(bits, sampled.bits) and torch.equal(place, sampled.code)
+    K.bsq_quantize(x, out=(bits, x))
+    assert torch.equal(bits, quantized.bits) and torch.equal(x, quantized.code)
+    flipped = K.flip_bits(bits, 0.3, seed=1, dim=dim)
+    assert torch.equal(K.flip_bits(bits, 0.3, seed=1, dim=dim, out=bits), flipped)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_outputs_that_do_not_fit_are_refused(grad):
+    x, bits, code = torch.randn(4, 16), torch.empty(4, 2, dtype=torch.uint8), torch.empty(4, 16)
+    memory = torch.zeros(4, 17)
+    shifted = memory.view(-1)[4:68].view(4, 16)
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(ValueError, match=r"bsq_quantize: expected code of out of shape \(4, 16\)"):
+            K.bsq_quantize(x, out=(bits, code[:2]))
+        with pytest.raises(ValueError, match="expected code of out of shape"):
+            K.bsq_quantize(x, out=(bits, memory[:, :16]))
+        with pytest.raises(TypeError, match=r"expected bits of out of torch\.uint8"):
+            K.sample_bits(x, seed=0, out=(bits.to(torch.int8), code))
+        with pytest.raises(ValueError, match="to be an input or to share no memory"):
+            K.bsq_quantize(memory.view(-1)[:64].view(4, 16), out=(bits, shifted))
+        with pytest.raises(ValueError, match="flip_bits: expected out of shape"):
+            K.flip_bits(bits, 0.5, seed=0, out=bits[:, :1])
+    with pytest.raises(ValueError, match="where a gradient is wanted"):
+        K.bsq_quantize(x.requires_grad_(), out=(bits, code))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("p", [1.5, -0.1, float("nan")])
+def test_probabilities_lie_within_zero_and_one(p, grad):
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(ValueError, match=rf"flip_bits: expected p within \[0, 1\], got {p}"):
+            K.flip_bits(PACKED, p, seed=0)
+        with pytest.raises(ValueError, match=r"flip_bits: expected p within \[0, 1\], got "):
+            K.flip_bits(PACKED, torch.tensor([0.5, p]), seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 2**70])
+def test_seeds_have_64_bits(seed):
+    for call in (K.flip_bits, K.sample_bits):
+        arguments = (PACKED, 0.5) if call is K.flip_bits else (LOGITS,)
+        with pytest.raises(ValueError, match=rf"expected seed within \[0, 2\*\*64\), got {seed}"):
+            call(*arguments, seed=seed)
+        with pytest.raises(ValueError, match=r"expected offset within \[0, 2\*\*64\)"):
+            call(*arguments, seed=0, offset=seed)
+
+
+@pytest.mark.parametrize("seed, offset", [(2**64 - 1, 2**63), (2**63, 2**64 - 1), (2**32, 5)])
+def test_all_64_bits_of_seed_and_offset_count(isa, seed, offset):
+    packed = torch.zeros(9, 6, dtype=torch.uint8)
+    expected = torch.from_numpy(philox_numpy.uniform((9, 48), seed, offset) < 0.5)
+    assert torch.equal(K.flip_bits(packed, 0.5, seed=seed, offset=offset), numpy_pack(expected))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_scalars_are_refused(grad):
+    scalar, byte = torch.tensor(1.0), torch.tensor(1, dtype=torch.uint8)
+    calls = [
+        lambda: K.bsq_quantize(scalar),
+        lambda: K.sample_bits(scalar, seed=0),
+        lambda: K.pack_bits(byte),
+        lambda: K.unpack_bits(byte),
+        lambda: K.bits_to_code(byte),
+        lambda: K.flip_bits(byte, 0.5, seed=0),
+        lambda: K.bit_cross_entropy(scalar, byte),
+    ]
+    with torch.set_grad_enabled(grad):
+        for call in calls:
+            with pytest.raises(ValueError, match=r"got \(\)"):
+                call()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0])
+def test_cross_entropy_is_precise_at_every_size_of_the_loss(isa, scale):
+    """One logarithm serves a token: its sum stays as precise where every term is tiny."""
+    one = torch.rand(40, 48) < 0.5
+    logits = torch.where(one, 1.0, -1.0) * (-torch.tensor(scale).log() if scale < 1 else 1 / scale) * torch.rand(40, 48)
+    out = K.bit_cross_entropy(logits, numpy_pack(one)).loss.double()
+    exact = entropy64(logits, numpy_pack(one), torch.ones(()), torch.zeros((), dtype=torch.int64), 1)[0]
+    assert abs(out / exact - 1) < 1e-6
+
+
+@pytest.mark.parametrize("dim", [97, 800, 1100])
+def test_long_tokens(isa, dim):
+    """Products of many factors are taken in pieces, and so are draws."""
+    logits, one = torch.randn(5, dim), torch.rand(5, dim) < 0.5
+    exact = entropy64(logits, numpy_pack(one), torch.ones(()), torch.zeros((), dtype=torch.int64), 1)[0]
+    assert_close(K.bit_cross_entropy(logits, numpy_pack(one)).loss, exact)
+    worst = torch.zeros(2, dim)
+    assert_close(K.bit_cross_entropy(worst, numpy_pack(one[:2])).loss, torch.tensor(math.log(2), dtype=torch.float64))
+    assert torch.equal(K.sample_bits(logits, seed=3).bits, numpy_pack(numpy_sample(logits, None, 1.0, 1.0, 3, 0)))
+    flip = torch.from_numpy(philox_numpy.uniform((5, dim), 3) < 0.3)
+    assert torch.equal(K.flip_bits(numpy_pack(one), 0.3, seed=3, dim=dim), numpy_pack(one ^ flip))
+
+
 def op_samples():
     x, packed = torch.randn(2, 3, 9), torch.randint(0, 2, (2, 3, 2), dtype=torch.uint8)
     token, ids = torch.rand(2, 3).double(), torch.tensor([[0, 1, 1]] * 2, dtype=torch.int32)
@@ -291,11 +411,15 @@ def op_samples():
     _, _, _, _, totals = ops.bit_cross_entropy(x, packed, token, ids, 2)
     return [
         (ops.bsq_quantize, (grad,)),
+        (ops.bsq_quantize_out, (x, packed.clone(), x.clone())),
         (ops.pack_bits, (x > 0,)),
         (ops.unpack_bits, (packed, 9)),
         (ops.bits_to_code, (packed, 9, torch.bfloat16)),
         (ops.flip_bits, (packed, 0.3, None, 9, 5, 0)),
         (ops.flip_bits, (packed, 0.0, token, 9, 5, 0)),
+        (ops.bits_to_code_out, (packed, x.clone())),
+        (ops.flip_bits_out, (packed, 0.3, None, 9, 5, 0, packed.clone())),
+        (ops.sample_bits_out, (x, None, 1.0, None, 1.0, 5, 0, packed.clone(), x.clone())),
         (ops.sample_bits, (x, None, 1.0, None, 1.0, 5, 0)),
         (ops.sample_bits, (x, x + 1, 1.0, token, 0.5, 5, 0)),
         (ops.bit_cross_entropy, (grad, packed, None, None, 1)),

@@ -6,7 +6,7 @@ import philox_numpy
 import pytest
 import torch
 
-from videoar_kernels import bits
+import videoar_kernels as bits
 from videoar_kernels.reference import philox
 
 KNOWN = [  # counter, key, output: the published test vectors of Random123
@@ -18,7 +18,7 @@ KNOWN = [  # counter, key, output: the published test vectors of Random123
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-SEEDS = [0, 1, -1, 2**31, 2**32 + 7, 2**63 - 1, -(2**63), 2**64 - 1]
+SEEDS = [0, 1, 2**31, 2**32 + 7, 2**63 - 1, 2**63, 2**64 - 1]
 
 
 @pytest.mark.parametrize("counter, key, expected", KNOWN)
@@ -30,14 +30,14 @@ def test_known_answers(counter, key, expected):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("offset", [0, 5, 2**32, -3, 2**63 + 11])
+@pytest.mark.parametrize("offset", [0, 5, 2**32, 2**63 + 11, 2**64 - 3])
 def test_reference_equals_an_independent_generator(seed, offset):
     out = philox.philox_words(37, seed, offset)
     assert out.tolist() == philox_numpy.words(37, seed, offset).tolist()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("offset", [0, 5, 2**32, -3, 2**63 + 11])
+@pytest.mark.parametrize("offset", [0, 5, 2**32, 2**63 + 11, 2**64 - 3])
 def test_compiled_generator_equals_an_independent_one(isa, seed, offset):
     drawn = bits.flip_bits(torch.zeros(7, 6, dtype=torch.uint8), 0.5, seed=seed, offset=offset, dim=43)
     expected = philox_numpy.uniform((7, 43), seed, offset) < 0.5

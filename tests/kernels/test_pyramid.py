@@ -12,9 +12,8 @@ import pytest
 import torch
 from closeness import assert_close
 
+from videoar_kernels import pack_bits, reference, unpack_bits
 from videoar_kernels import pyramid as K
-from videoar_kernels import reference
-from videoar_kernels.bits import pack_bits, unpack_bits
 from videoar_kernels.library import ops
 
 R = reference.pyramid

@@ -1,0 +1,89 @@
+"""What functions on packed bits ask of their arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_float(name: str, argument: str, x: Tensor) -> None:
+    """Raise TypeError unless x is of a supported floating type, ValueError unless it has a dimension."""
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {argument} of float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected {argument} of shape (..., d), got ()")
+
+
+def check_packed(name: str, bits: Tensor, dim: int | None) -> int:
+    """Return the number of bits a token; raise unless `bits` can hold them."""
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{name}: expected bits of torch.uint8, got {bits.dtype}")
+    if bits.ndim == 0:
+        raise ValueError(f"{name}: expected bits of shape (..., ceil(dim / 8)), got ()")
+    if dim is None:
+        return 8 * bits.shape[-1]
+    if dim < 0 or (dim + 7) // 8 != bits.shape[-1]:
+        raise ValueError(
+            f"{name}: expected bits of shape (..., {(dim + 7) // 8}) for dim {dim}, got {tuple(bits.shape)}"
+        )
+    return dim
+
+
+def signed64(name: str, argument: str, value: int) -> int:
+    """Return a 64-bit number as the signed integer that operators take; raise ValueError where it has more bits."""
+    if 0 <= value < 2**63:
+        return value
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name}: expected {argument} within [0, 2**64), got {value}")
+    return value - 2**64
+
+
+def per_token(name: str, argument: str, x: Tensor, tokens: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return x broadcast to the shape `tokens`, without a gradient."""
+    try:
+        return x.detach().to(dtype).expand(tokens)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected {argument} broadcastable to {tuple(tokens)}, got {tuple(x.shape)}"
+        ) from None
+
+
+def check_probability(name: str, p: float | Tensor) -> None:
+    """Raise ValueError unless p lies within [0, 1]; a tensor's values are looked at on the CPU only."""
+    if not isinstance(p, Tensor):
+        if not 0 <= p <= 1:
+            raise ValueError(f"{name}: expected p within [0, 1], got {p}")
+    elif p.is_cpu and not torch.compiler.is_compiling():
+        outside = p[~((p >= 0) & (p <= 1))]
+        if outside.numel():
+            raise ValueError(f"{name}: expected p within [0, 1], got {outside.flatten()[0].item()}")
+
+
+def check_out(
+    name: str, argument: str, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor
+) -> None:
+    """Raise unless `out` is dense, of this shape and dtype, and apart from the inputs or exactly one of them."""
+    if tuple(out.shape) != shape or not out.is_contiguous():
+        raise ValueError(
+            f"{name}: expected {argument} of shape {shape}, dense, got {tuple(out.shape)} with strides {out.stride()}"
+        )
+    if out.dtype != dtype or out.device != inputs[0].device:
+        raise TypeError(
+            f"{name}: expected {argument} of {dtype} on {inputs[0].device}, got {out.dtype} on {out.device}"
+        )
+    for x in inputs:
+        same = x.data_ptr() == out.data_ptr() and x.dtype == dtype and x.is_contiguous() and x.shape == out.shape
+        if not same and x.numel() and out.numel() and _spans_meet(out, x):
+            raise ValueError(f"{name}: expected {argument} to be an input or to share no memory with it")
+        if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+            raise ValueError(f"{name}: expected no {argument} where a gradient is wanted; use torch.no_grad()")
+
+
+def _spans_meet(a: Tensor, b: Tensor) -> bool:
+    spans = []
+    for x in (a, b):
+        last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
+    return spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]

@@ -1,0 +1,118 @@
+"""Cross-entropy of packed bits.
+
+    entropy = mean over bits of softplus(logit) - bit * logit,  its gradient: sigmoid(logit) - bit
+
+Source: Infinity (Han et al. 2024), Sec. 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from videoar_kernels import reference
+from videoar_kernels.bit_checks import check_float, check_packed, per_token
+from videoar_kernels.fallback import register_fallback
+from videoar_kernels.library import ops, run
+from videoar_kernels.reference.bits import BitLoss
+
+
+def bit_cross_entropy(
+    logits: Tensor,
+    bits: Tensor,
+    *,
+    weight: Tensor | None = None,
+    scale_ids: Tensor | None = None,
+    num_scales: int = 1,
+    dim: int | None = None,
+) -> BitLoss:
+    """Return the bit-wise cross-entropy straight from packed bits, in nats.
+
+    Args:
+        logits: (..., d), float32, float64, bfloat16 or float16.
+        bits: uint8 (..., ceil(d / 8)), same leading dimensions.
+        weight: per token, broadcastable to `logits.shape[:-1]`; None: ones. Gets no gradient.
+        scale_ids: integer, broadcastable to `logits.shape[:-1]`, the scale of each token in [0, num_scales).
+        num_scales: length of the per-scale results.
+        dim: d, if given it must equal `logits.shape[-1]`.
+    Returns:
+        BitLoss(loss (), per_scale (num_scales,), accuracy (), per_scale_accuracy (num_scales,)), float32 (float64
+        for float64): weighted means over tokens of the mean over bits; accuracy is the share of bits with
+        (logit > 0) == bit. NaN where there are no tokens. `loss` and `per_scale` are differentiable. Rows are summed
+        in float64 in one order, so the thread count changes nothing.
+    Raises:
+        TypeError, ValueError: dtypes or shapes do not fit.
+    Source: Infinity, Sec. 3.2. Saved for backward: logits, bits and the weights.
+    """
+
+    def check() -> None:
+        _check(logits, bits, dim)
+
+    if not (weight is None and scale_ids is None and dim is None):
+        check()
+        if weight is not None:
+            weight = per_token("bit_cross_entropy", "weight", weight, logits.shape[:-1], torch.float64)
+        if scale_ids is not None:
+            scale_ids = per_token("bit_cross_entropy", "scale_ids", scale_ids, logits.shape[:-1], torch.int32)
+    results = run(ops.bit_cross_entropy.default, check, logits, bits, weight, scale_ids, num_scales)
+    return BitLoss(results[0], results[1], results[2], results[3])
+
+
+def _check(logits: Tensor, bits: Tensor, dim: int | None) -> None:
+    check_float("bit_cross_entropy", "logits", logits)
+    if dim is not None and dim != logits.shape[-1]:
+        raise ValueError(f"bit_cross_entropy: expected dim {logits.shape[-1]}, got {dim}")
+    check_packed("bit_cross_entropy", bits, logits.shape[-1])
+    tokens = logits.shape[:-1]
+    if bits.shape[:-1] != tokens:
+        expected = (*tokens, bits.shape[-1])
+        raise ValueError(f"bit_cross_entropy: expected bits of shape {expected}, got {tuple(bits.shape)}")
+
+
+def _save_entropy(ctx, inputs, output):
+    logits, bits, weight, scale_ids, _ = inputs
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(logits, bits, weight, scale_ids, output[4])
+
+
+def _entropy_gradient(ctx, grad_loss, grad_per_scale, *unused):
+    logits, bits, weight, scale_ids, totals = ctx.saved_tensors
+    grad = ops.bit_cross_entropy_backward(grad_loss, grad_per_scale, logits, bits, weight, scale_ids, totals)
+    return grad, None, None, None, None
+
+
+torch.library.register_autograd("videoar_kernels::bit_cross_entropy", _entropy_gradient, setup_context=_save_entropy)
+
+
+@torch.library.register_fake("videoar_kernels::bit_cross_entropy")
+def _(logits, bits, weight, scale_ids, num_scales):
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    mean, scales = logits.new_empty((), dtype=wide), logits.new_empty((num_scales,), dtype=wide)
+    totals = logits.new_empty((num_scales,), dtype=torch.float64)
+    return mean, scales, torch.empty_like(mean), torch.empty_like(scales), totals
+
+
+@torch.library.register_fake("videoar_kernels::bit_cross_entropy_backward")
+def _(grad_loss, grad_per_scale, logits, bits, weight, scale_ids, totals):
+    return logits.new_empty(logits.shape)
+
+
+def _reference_entropy(logits, bits, weight, scale_ids, num_scales):
+    result = reference.bits.bit_cross_entropy(logits, bits, weight=weight, scale_ids=scale_ids, num_scales=num_scales)
+    ones = torch.ones(logits.shape[:-1], dtype=torch.float64, device=logits.device) if weight is None else weight
+    ids = torch.zeros_like(ones, dtype=torch.int64) if scale_ids is None else scale_ids.long()
+    totals = ones.new_zeros(num_scales).index_add(0, ids.flatten(), ones.flatten())
+    return (*result, totals)
+
+
+def _reference_entropy_backward(grad_loss, grad_per_scale, logits, bits, weight, scale_ids, totals):
+    with torch.enable_grad():
+        x = logits.detach().requires_grad_()
+        result = _reference_entropy(x, bits, weight, scale_ids, totals.shape[0])
+        used = totals > 0
+        outputs, grads = [result[0], result[1][used]], [grad_loss, grad_per_scale[used]]
+        return torch.autograd.grad(outputs, x, grads)[0]
+
+
+register_fallback("bit_cross_entropy", _reference_entropy)
+register_fallback("bit_cross_entropy_backward", _reference_entropy_backward)
