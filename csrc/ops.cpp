@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "range_attention(Tensor q, Tensor k, Tensor v, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, "
       "Tensor? key_ranges, float scale) -> (Tensor, Tensor)");
   m.def(
+      "range_attention_out(Tensor q, Tensor k, Tensor v, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, "
+      "Tensor? key_ranges, float scale, Tensor(a!) out) -> Tensor");
+  m.def(
       "range_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, Tensor? key_ranges, float scale) "
       "-> (Tensor, Tensor, Tensor)");

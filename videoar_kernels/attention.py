@@ -13,9 +13,11 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops
+from videoar_kernels.library import ops, run
 from videoar_kernels.masks import RangeMask
 
+_NO_ARRAYS = (None,) * 4
+_op, _out_op = ops.range_attention.default, ops.range_attention_out.default
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -27,6 +29,7 @@ def range_attention(
     *,
     scale: float | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Returns softmax(scale * q k^T) v over the keys that each query may see.
 
@@ -42,6 +45,8 @@ def range_attention(
         mask: which keys a query sees; a batched one has a mask for each sample; None: every key.
         scale: factor of the scores; None: 1 / sqrt(head_dim).
         return_lse: also return the log of each query's softmax denominator; gradients flow through it too.
+        out: where to write the result, for inference: shape, dtype and device of q, contiguous last dimension, no
+            memory shared with q, k or v.
 
     Returns:
         out (batch, heads, q_len, head_dim), dtype of q, stored as (batch, q_len, heads, head_dim); a query that sees
@@ -49,23 +54,30 @@ def range_attention(
         float64), natural logarithm, -inf where no key is seen.
 
     Raises:
-        ValueError: shapes, devices or the mask's lengths don't fit.
+        ValueError: shapes, devices or the mask's lengths don't fit; out is given and a gradient is needed.
         TypeError: a dtype that isn't supported, or different ones.
 
     Source: paper S, Eq. 9. Saved for backward: q, k, v, out and lse.
     """
-    _check(q, k, v, mask)
-    out, lse = ops.range_attention(q, k, v, *_arrays(mask), q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is None:
+        arrays = _NO_ARRAYS
+    else:
+        # The operator sees the ranges only, not how long the sequences are that they were made for.
+        if q.dim() != 4 or k.dim() != 4 or mask.q_len != q.size(2) or mask.k_len != k.size(2):
+            _check(q, k, v, mask)
+        if mask.batch is not None and mask.batch != q.size(0):
+            _check(q, k, v, mask)
+        arrays = mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges
+    if scale is None:
+        scale = (q.size(-1) or 1) ** -0.5 if q.dim() else 1.0
+    if out is None:
+        out, lse = run(_op, lambda: _check(q, k, v, mask), q, k, v, *arrays, scale)
+    else:
+        lse = run(_out_op, lambda: _check(q, k, v, mask, out), q, k, v, *arrays, scale, out)
     return (out, lse) if return_lse else out
 
 
-def _arrays(mask: RangeMask | None) -> tuple[Tensor | None, ...]:
-    if mask is None:
-        return (None,) * 4
-    return mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, out: Tensor | None = None) -> None:
     if q.dtype not in _DTYPES:
         raise TypeError(f"range_attention: expected q of dtype float32, bfloat16, float16 or float64, got {q.dtype}")
     if q.dim() != 4 or not 1 <= q.shape[-1] <= 256:
@@ -89,6 +101,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None) -> None:
         raise ValueError(
             f"range_attention: expected k of shape ({batch}, a divisor of {heads}, *, {head_dim}), got {tuple(k.shape)}"
         )
+    if out is not None:
+        _check_out(out, q, k, v)
     if mask is None:
         return
     if mask.q_len != q_len or mask.k_len != k.shape[2]:
@@ -98,6 +112,38 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None) -> None:
         )
     if mask.batch is not None and mask.batch != batch:
         raise ValueError(f"range_attention: expected mask of batch {batch} or None, got {mask.batch}")
+
+
+def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, q, k, v)):
+        raise ValueError("range_attention: expected out to be None where a gradient is needed, got a tensor")
+    if out.shape != q.shape or out.device != q.device:
+        raise ValueError(
+            f"range_attention: expected out of shape {tuple(q.shape)} on {q.device}, "
+            f"got {tuple(out.shape)} on {out.device}"
+        )
+    if out.dtype != q.dtype:
+        raise TypeError(f"range_attention: expected out of dtype {q.dtype}, got {out.dtype}")
+    if torch.compiler.is_compiling():
+        return  # the operator looks at strides and memory when it runs
+    reach = 1
+    for stride, size in sorted((s, n) for s, n in zip(out.stride(), out.shape, strict=True) if n != 1):
+        if out.numel() and (stride < reach or (out.shape[-1] > 1 and out.stride(-1) != 1)):
+            raise ValueError(
+                "range_attention: expected out with contiguous rows that share no memory with one another, "
+                f"got shape {tuple(out.shape)} and strides {out.stride()}"
+            )
+        reach = stride * size
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        (begin, end), (first, last) = _bytes_of(out), _bytes_of(x)
+        if begin < last and first < end:
+            raise ValueError(f"range_attention: expected out to share no memory with {name}, got tensors that overlap")
+
+
+def _bytes_of(x: Tensor) -> tuple[int, int]:
+    """Where its elements lie, from the first byte to past the last."""
+    last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
+    return x.data_ptr(), x.data_ptr() + last * x.element_size()
 
 
 def _save(ctx, inputs, output):
@@ -129,6 +175,11 @@ def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
 
 
+@torch.library.register_fake("videoar_kernels::range_attention_out")
+def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale, out):
+    return q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
+
+
 @torch.library.register_fake("videoar_kernels::range_attention_backward")
 def _(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _empty_heads(q), _empty_heads(k), _empty_heads(v)
@@ -152,6 +203,12 @@ def _reference(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _as_stored(out), lse
 
 
+def _reference_out(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale, out):
+    result, lse = ops.range_attention(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale)
+    out.copy_(result)
+    return lse
+
+
 def _reference_backward(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     mask = _mask(q, k, batch_ptr, q_ranges, key_ptr, key_ranges)
     with torch.enable_grad():
@@ -162,4 +219,5 @@ def _reference_backward(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_rang
 
 
 register_fallback("range_attention", _reference)
+register_fallback("range_attention_out", _reference_out)
 register_fallback("range_attention_backward", _reference_backward)

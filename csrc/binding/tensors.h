@@ -34,7 +34,8 @@ inline DType dtype_of(const Tensor& t) {
 // Refuses a tensor that has not the shape, dtype and device of `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
   bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type() && t.is_cpu() == like.is_cpu();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
+  const auto sizes = t.sizes(), expected = like.sizes();
+  for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == expected[i];
   STD_TORCH_CHECK(same, name, ": another shape, dtype or device");
 }
 

@@ -4,6 +4,7 @@
 #include "attention.h"
 
 #include "attention_backward.h"
+#include "attention_decode.h"
 #include "attention_heads.h"
 #include "attention_pairs.h"
 
@@ -308,7 +309,9 @@ void forward_any(const AttentionParams& p) { VIDEOAR_DISPATCH(p.shape.dtype, for
 const AttentionKernels attention_kernels = {
     {kTileRows<float>, kTileRows<double>, kBf16Tile, kTileRows<float>},
     {kBackwardTile<float>, kBackwardTile<double>, kBackwardTile<bf16>, kBackwardTile<f16>},
+    kDecodeQueries,
     forward_any,
+    attention_decode,
     attention_backward};
 
 }  // namespace VIDEOAR_ISA

@@ -43,7 +43,9 @@ struct AttentionBackwardParams {
 
 struct AttentionKernels {
   int query_tile[4], key_tile[4];  // rows of a tile of the two plans, by DType
+  int decode_queries;              // up to so many queries, decode is quicker than forward
   void (*forward)(const AttentionParams&);
+  void (*decode)(const AttentionParams&);  // the same for few queries: one tile of up to kMaxTile rows per sample
   void (*backward)(const AttentionBackwardParams&);
 };
 
