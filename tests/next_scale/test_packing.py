@@ -52,6 +52,11 @@ def test_every_linear_layer_is_packed(model):
         assert sum(isinstance(module, PackedLinear) for module in modules) == len(linears)
 
 
+def test_on_another_device_layers_are_converted_only(model):
+    elsewhere = copy.deepcopy(model).to("meta").pack(torch.bfloat16)
+    assert isinstance(elsewhere.head, nn.Linear) and elsewhere.head.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_a_packed_model_predicts_the_same_up_to_its_rounding(model, dtype, allowed):
     expected = logits(model)

@@ -126,7 +126,9 @@ class NextScaleTransformer(nn.Module):
         return self.start.dtype
 
     def pack(self, dtype: torch.dtype = torch.bfloat16) -> NextScaleTransformer:
-        """Puts the model into its form for inference, in place: linear layers packed, everything in `dtype`.
+        """Puts the model into its form for inference, in place: everything in `dtype`, linear layers packed.
+
+        Packing is for the CPU; on another device, move the model there first, and its layers are converted only.
 
         Args:
             dtype: bfloat16, or float32 for a model that must not lose precision.
@@ -139,7 +141,7 @@ class NextScaleTransformer(nn.Module):
         """
         for module in list(self.modules()):
             for name, child in module.named_children():
-                if isinstance(child, nn.Linear):
+                if isinstance(child, nn.Linear) and child.weight.is_cpu:
                     setattr(module, name, PackedLinear.from_linear(child, dtype))
         for module in self.modules():
             if not isinstance(module, PackedLinear):
