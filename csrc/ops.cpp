@@ -14,6 +14,11 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def(
       "adaln_norm_backward(Tensor grad_out, Tensor x, Tensor? scale, Tensor? shift, Tensor? weight, float eps, "
       "bool layer) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "adaln_norm_out(Tensor x, Tensor? scale, Tensor? shift, Tensor? weight, float eps, bool layer, "
+      "Tensor(a!) out) -> ()");
+  m.def("gated_residual_out(Tensor x, Tensor y, Tensor gate, Tensor(a!) out) -> ()");
+  m.def("swiglu_out(Tensor gate, Tensor up, Tensor(a!) out) -> ()");
   m.def("gated_residual(Tensor x, Tensor y, Tensor gate) -> Tensor");
   m.def("gated_residual_backward(Tensor grad_out, Tensor y, Tensor gate) -> (Tensor, Tensor)");
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
@@ -21,10 +26,16 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
 
   // rope
   m.def("rope_3d(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> Tensor");
+  m.def(
+      "rope_3d_out(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse, "
+      "Tensor(a!) out) -> ()");
   m.def("rope_3d_(Tensor(a!) x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> ()");
   m.def(
-      "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor positions, float eps, int[] dims, "
+      "qk_norm_rope(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor positions, float eps, int[] dims, "
       "float theta, bool interleaved, bool full_width) -> (Tensor, Tensor)");
+  m.def(
+      "qk_norm_rope_out(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor positions, float eps, "
+      "int[] dims, float theta, bool interleaved, bool full_width, Tensor(a!) q_out, Tensor(b!) k_out) -> ()");
   m.def(
       "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, "
       "Tensor positions, float eps, int[] dims, float theta, bool interleaved, bool full_width) "

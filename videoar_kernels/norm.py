@@ -15,6 +15,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, run
+from videoar_kernels.outputs import check_out
 
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -27,6 +28,7 @@ def adaln_norm(
     weight: Tensor | None = None,
     eps: float = 1e-6,
     kind: str = "rms",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Normalises every token and modulates it, in one pass and without expanding the modulation in memory.
 
@@ -41,87 +43,111 @@ def adaln_norm(
         weight: (C,), any float dtype. None: ones.
         eps: added to the variance or mean square.
         kind: "rms", or "layer", which subtracts the mean first.
+        out: where to write, at inference: like x, with a contiguous last dimension; x itself, or apart from all inputs.
 
     Returns:
-        (B, L, C), dense, x's dtype.
+        `out`, or a new dense tensor (B, L, C) of x's dtype.
 
     Raises:
-        ValueError: shapes, devices or kind do not fit. TypeError: dtypes.
+        ValueError: shapes, devices or kind do not fit, or `out` cannot be written. TypeError: dtypes.
 
     Source: DiT, Sec. 3.2; Wan 2.1. Saved for backward: the arguments only.
     """
     if kind not in ("rms", "layer"):
         raise ValueError(f'adaln_norm: expected kind "rms" or "layer", got {kind!r}')
-    _check_tokens("adaln_norm", "x", x)
-    wide = _wide(x)
-    scale, shift = _modulation("adaln_norm", "scale", x, scale), _modulation("adaln_norm", "shift", x, shift)
-    if scale is not None and shift is not None:
-        if scale.dtype != shift.dtype:
-            scale, shift = scale.to(wide), shift.to(wide)
-        if scale.shape[1] % shift.shape[1] and shift.shape[1] % scale.shape[1]:
-            # The kernel wants nested groups of tokens; frames that do not nest are rare enough to expand.
-            shift = shift.repeat_interleave(x.shape[1] // shift.shape[1], dim=1)
-    if weight is not None:
-        if weight.shape != x.shape[-1:] or weight.device != x.device:
+
+    def check():
+        _check_tokens("adaln_norm", "x", x)
+        _check_modulation("adaln_norm", "scale", x, scale)
+        _check_modulation("adaln_norm", "shift", x, shift)
+        if weight is not None and (weight.shape != x.shape[-1:] or weight.device != x.device):
             raise ValueError(
                 f"adaln_norm: expected weight ({x.shape[-1]},) on {x.device}, "
                 f"got {tuple(weight.shape)} on {weight.device}"
             )
-        weight = weight.to(wide)
-    return ops.adaln_norm(x, scale, shift, weight, eps, kind == "layer")
+        if out is not None:
+            check_out("adaln_norm", "out", out, x, {"x": x, "scale": scale, "shift": shift, "weight": weight})
+
+    layer = kind == "layer"
+    if torch.is_grad_enabled() or not x.is_cpu:
+        check()
+        scale, shift, weight = _adaln_arguments(x, scale, shift, weight)
+    if out is None:
+        return run(ops.adaln_norm.default, check, x, scale, shift, weight, eps, layer)
+    run(ops.adaln_norm_out.default, check, x, scale, shift, weight, eps, layer, out)
+    return out
 
 
-def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Returns x + gate * y, computed in float32 (float64 for float64) and rounded once.
 
     Args:
         x: (B, L, C), float32, bfloat16, float16 or float64.
         y: x's shape and dtype.
         gate: a modulation as in `adaln_norm`.
+        out: where to write, at inference: like x, with a contiguous last dimension; x or y, or apart from all inputs.
 
     Returns:
-        (B, L, C), dense, x's dtype.
+        `out`, or a new dense tensor (B, L, C) of x's dtype.
 
     Raises:
-        ValueError: shapes or devices do not fit. TypeError: dtypes.
+        ValueError: shapes or devices do not fit, or `out` cannot be written. TypeError: dtypes.
 
     Source: DiT, Sec. 3.2. Saved for backward: y and gate.
     """
-    _check_tokens("gated_residual", "x", x)
-    if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
-        raise ValueError(
-            f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
-            f"got {tuple(y.shape)} {y.dtype} on {y.device}"
-        )
-    return ops.gated_residual(x, y, _modulation("gated_residual", "gate", x, gate))
+
+    def check():
+        _check_tokens("gated_residual", "x", x)
+        if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+            raise ValueError(
+                f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
+                f"got {tuple(y.shape)} {y.dtype} on {y.device}"
+            )
+        _check_modulation("gated_residual", "gate", x, gate)
+        if out is not None:
+            check_out("gated_residual", "out", out, x, {"x": x, "y": y, "gate": gate})
+
+    if torch.is_grad_enabled() or not x.is_cpu:
+        check()
+        gate = _expanded(x, gate)
+    if out is None:
+        return run(ops.gated_residual.default, check, x, y, gate)
+    run(ops.gated_residual_out.default, check, x, y, gate, out)
+    return out
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Returns silu(gate) * up, computed in float32 (float64 for float64) and rounded once.
 
     Args:
         gate: (..., width), float32, bfloat16, float16 or float64.
         up: same shape and dtype.
+        out: where to write, at inference: like gate, with a contiguous last dimension; gate or up, or apart from both.
 
     Returns:
-        (..., width), dense, of the inputs' dtype.
+        `out`, or a new dense tensor (..., width) of the inputs' dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ.
+        ValueError: shapes, dtypes or devices differ, or `out` cannot be written.
 
     Source: Shazeer 2020, Eq. 6. Saved for backward: gate and up.
     """
-    return run(ops.swiglu.default, lambda: _check_swiglu(gate, up), gate, up)
 
+    def check():
+        if gate.dtype not in ELEMENT_DTYPES:
+            raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
+        if gate.ndim == 0 or gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
+            raise ValueError(
+                f"swiglu: expected up like gate {tuple(gate.shape)} {gate.dtype} on {gate.device}, "
+                f"got {tuple(up.shape)} {up.dtype} on {up.device}"
+            )
+        if out is not None:
+            check_out("swiglu", "out", out, gate, {"gate": gate, "up": up})
 
-def _check_swiglu(gate: Tensor, up: Tensor) -> None:
-    if gate.dtype not in ELEMENT_DTYPES:
-        raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
-    if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
-        raise ValueError(
-            f"swiglu: expected up like gate {tuple(gate.shape)} {gate.dtype} on {gate.device}, "
-            f"got {tuple(up.shape)} {up.dtype} on {up.device}"
-        )
+    if out is None:
+        return run(ops.swiglu.default, check, gate, up)
+    run(ops.swiglu_out.default, check, gate, up, out)
+    return out
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -135,10 +161,9 @@ def _check_tokens(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: expected one of {ELEMENT_DTYPES}, got {x.dtype}")
 
 
-def _modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> Tensor | None:
-    """Returns a modulation as a view (B, F, C); autograd sums over what the view repeats."""
+def _check_modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> None:
     if m is None:
-        return None
+        return
     batch, length, width = x.shape
     fits = m.shape == (width,) or (m.ndim == 3 and m.shape[0] in (1, batch) and m.shape[2] == width and m.shape[1] > 0)
     if not fits or (m.ndim == 3 and length % m.shape[1]) or m.device != x.device:
@@ -146,9 +171,29 @@ def _modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> Tensor | Non
             f"{op}: expected {name} ({width},) or ({batch}, frames, {width}) with frames dividing {length} "
             f"on {x.device}, got {tuple(m.shape)} on {m.device}"
         )
-    if m.dtype != x.dtype and m.dtype != _wide(x):
+    if m.dtype not in ELEMENT_DTYPES:
+        raise TypeError(f"{op}: expected {name} of one of {ELEMENT_DTYPES}, got {m.dtype}")
+
+
+def _expanded(x: Tensor, m: Tensor | None) -> Tensor | None:
+    """Returns a modulation as a view (B, F, C) in a dtype that kernels take; autograd sums over what it repeats."""
+    if m is None:
+        return None
+    if m.dtype != x.dtype:
         m = m.to(_wide(x))
-    return m.expand(batch, -1 if m.ndim == 3 else 1, width)
+    return m.expand(x.shape[0], -1 if m.ndim == 3 else 1, x.shape[2])
+
+
+def _adaln_arguments(x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None):
+    """Returns scale, shift and weight as the backward kernel wants them, by operations that autograd knows."""
+    scale, shift, weight = _expanded(x, scale), _expanded(x, shift), None if weight is None else weight.to(_wide(x))
+    if scale is not None and shift is not None:
+        if scale.dtype != shift.dtype:
+            scale, shift = scale.to(_wide(x)), shift.to(_wide(x))
+        if scale.shape[1] % shift.shape[1] and shift.shape[1] % scale.shape[1]:
+            # The kernel wants nested groups of tokens; frames that do not nest are rare enough to expand.
+            shift = shift.repeat_interleave(x.shape[1] // shift.shape[1], dim=1)
+    return scale, shift, weight
 
 
 def _save_adaln_norm(ctx, inputs, output):
@@ -216,6 +261,31 @@ def _(grad_out, gate, up):
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
+@torch.library.register_fake("videoar_kernels::adaln_norm_out")
+def _(x, scale, shift, weight, eps, layer, out):
+    return None
+
+
+@torch.library.register_fake("videoar_kernels::gated_residual_out")
+def _(x, y, gate, out):
+    return None
+
+
+@torch.library.register_fake("videoar_kernels::swiglu_out")
+def _(gate, up, out):
+    return None
+
+
+def _into_out(op):
+    """The `out` form of an operator that has none on this device."""
+
+    def function(*arguments):
+        *inputs, out = arguments
+        out.copy_(op(*inputs))
+
+    return function
+
+
 def _reference_adaln_norm(x, scale, shift, weight, eps, layer):
     kind = "layer" if layer else "rms"
     return reference.norm.adaln_norm(x, scale, shift, weight=weight, eps=eps, kind=kind)
@@ -249,3 +319,5 @@ register_fallback(
     "swiglu_backward",
     lambda grad_out, gate, up: _gradients(reference.norm.swiglu, (gate, up), grad_out),
 )
+for _name in ("adaln_norm", "gated_residual", "swiglu"):
+    register_fallback(f"{_name}_out", _into_out(getattr(ops, _name)))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops
+from videoar_kernels.library import ops, run
+from videoar_kernels.outputs import check_out, overlaps_partly
 
 POSITION_DTYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,6 +30,7 @@ def rope_3d(
     dims: Sequence[int] | None = None,
     theta: float = 10000.0,
     interleaved: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Rotates every head of x by its token's position.
 
@@ -40,17 +42,27 @@ def rope_3d(
         dims: elements of a head given to t, h and w, all even, D in total; by default h and w get 2 * (D // 6) each.
         theta: base of the frequencies.
         interleaved: pair i is (x[2i], x[2i+1]) as in Wan and Infinity; False: (x[i], x[i + D/2]) as in LLaMA.
+        out: where to write, at inference: x's shape and dtype, contiguous last dimension; x itself, or apart from it.
 
     Returns:
-        (B, H, L, D), dense, x's dtype.
+        `out`, or a new dense tensor (B, H, L, D) of x's dtype.
 
     Raises:
-        ValueError: shapes or dims do not fit. TypeError: dtypes.
+        ValueError: shapes or dims do not fit, or `out` cannot be written. TypeError: dtypes.
 
     Source: paper S, Eq. 7; RoFormer. Saved for backward: positions. Positions get no gradient.
     """
-    dims = _check("rope_3d", x, positions, dims)
-    return ops.rope_3d(x, positions, dims, theta, interleaved, False)
+    dims = _dims(x, dims)
+
+    def check():
+        _check("rope_3d", x, positions, dims)
+        if out is not None:
+            check_out("rope_3d", "out", out, x, {"x": x, "positions": positions})
+
+    if out is None:
+        return run(ops.rope_3d.default, check, x, positions, dims, theta, interleaved, False)
+    run(ops.rope_3d_out.default, check, x, positions, dims, theta, interleaved, False, out)
+    return out
 
 
 def rope_3d_(
@@ -75,14 +87,13 @@ def rope_3d_(
 
     Source: as `rope_3d`.
     """
-    dims = _check("rope_3d_", x, positions, dims)
-    if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("rope_3d_: expected x that needs no gradient, got one that does; use rope_3d")
-    if x.stride(-1) != 1 or any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
-        raise ValueError(
-            f"rope_3d_: expected x with a contiguous last dimension and no stride 0, got strides {x.stride()}"
-        )
-    ops.rope_3d_(x, positions, dims, theta, interleaved, False)
+    dims = _dims(x, dims)
+
+    def check():
+        _check("rope_3d_", x, positions, dims)
+        check_out("rope_3d_", "x", x, x, {"x": x, "positions": positions})
+
+    run(ops.rope_3d_.default, check, x, positions, dims, theta, interleaved, False)
     return x
 
 
@@ -98,6 +109,7 @@ def qk_norm_rope(
     theta: float = 10000.0,
     interleaved: bool = True,
     full_width: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMS-normalises queries and keys and rotates them, in one pass over each.
 
@@ -113,24 +125,39 @@ def qk_norm_rope(
         eps: added to the mean square.
         dims, theta, interleaved: as in `rope_3d`.
         full_width: the mean square is taken over all heads of a token together, as Wan does.
+        out: where to write q's and k's results, at inference: like q and k, with contiguous last dimensions; (q, k)
+            works in place, anything else must be apart from the inputs.
 
     Returns:
-        q and k normed and rotated, dense, of their dtype.
+        q and k normed and rotated: `out`, or new dense tensors of their dtype.
 
     Raises:
-        ValueError: shapes or dims do not fit. TypeError: dtypes.
+        ValueError: shapes or dims do not fit, or `out` cannot be written. TypeError: dtypes.
 
     Source: paper U's backbone (Wan 2.1) and LLaMA-style query-key norm. Saved for backward: all tensor arguments.
     """
-    dims = _check("qk_norm_rope", q, positions, dims)
-    if k.shape[:1] + k.shape[2:] != q.shape[:1] + q.shape[2:] or k.ndim != 4:
-        expected = f"({q.shape[0]}, *, {q.shape[2]}, {q.shape[3]})"
-        raise ValueError(f"qk_norm_rope: expected k of shape {expected}, got {tuple(k.shape)}")
-    if k.dtype != q.dtype or k.device != q.device:
-        raise TypeError(f"qk_norm_rope: expected k {q.dtype} on {q.device}, got {k.dtype} on {k.device}")
-    q_weight = _weight("q_weight", q, q_weight, full_width)
-    k_weight = _weight("k_weight", k, k_weight, full_width)
-    return ops.qk_norm_rope(q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width)
+    dims = _dims(q, dims)
+
+    def check():
+        _check("qk_norm_rope", q, positions, dims)
+        if k.shape[:1] + k.shape[2:] != q.shape[:1] + q.shape[2:] or k.ndim != 4:
+            expected = f"({q.shape[0]}, *, {q.shape[2]}, {q.shape[3]})"
+            raise ValueError(f"qk_norm_rope: expected k of shape {expected}, got {tuple(k.shape)}")
+        if k.dtype != q.dtype or k.device != q.device:
+            raise TypeError(f"qk_norm_rope: expected k {q.dtype} on {q.device}, got {k.dtype} on {k.device}")
+        _check_weight("q_weight", q, q_weight, full_width)
+        _check_weight("k_weight", k, k_weight, full_width)
+        if out is not None:
+            _check_outs(out, q, k, {"q_weight": q_weight, "k_weight": k_weight, "positions": positions})
+
+    options = eps, dims, theta, interleaved, full_width
+    if torch.is_grad_enabled() or not q.is_cpu:
+        check()
+        q_weight, k_weight = _computed(q, q_weight, full_width), _computed(k, k_weight, full_width)
+    if out is None:
+        return run(ops.qk_norm_rope.default, check, q, k, q_weight, k_weight, positions, *options)
+    run(ops.qk_norm_rope_out.default, check, q, k, q_weight, k_weight, positions, *options, *out)
+    return out
 
 
 def multiscale_positions(
@@ -202,8 +229,12 @@ def unit_positions(
     return reference.rope.unit_positions(grid, order=order, text_len=text_len, start=start, device=device)
 
 
-def _check(op: str, x: Tensor, positions: Tensor, dims: Sequence[int] | None) -> list[int]:
-    """Raises what the public functions promise; returns dims."""
+def _dims(x: Tensor, dims: Sequence[int] | None) -> Sequence[int]:
+    return reference.rope.default_dims(x.shape[-1] if x.ndim else 0) if dims is None else dims
+
+
+def _check(op: str, x: Tensor, positions: Tensor, dims: Sequence[int]) -> None:
+    """Raises what the public functions promise."""
     if x.ndim != 4 or x.shape[-1] % 2:
         raise ValueError(f"{op}: expected (batch, heads, length, even head_dim), got {tuple(x.shape)}")
     if x.dtype not in ELEMENT_DTYPES:
@@ -216,23 +247,35 @@ def _check(op: str, x: Tensor, positions: Tensor, dims: Sequence[int] | None) ->
         raise TypeError(f"{op}: expected positions of one of {POSITION_DTYPES}, got {positions.dtype}")
     if positions.device != x.device:
         raise ValueError(f"{op}: expected positions on {x.device}, got {positions.device}")
-    dims = list(reference.rope.default_dims(head_dim) if dims is None else dims)
     if len(dims) != 3 or sum(dims) != head_dim or any(dim < 0 or dim % 2 for dim in dims):
-        raise ValueError(f"{op}: expected three even dims that add up to {head_dim}, got {dims}")
-    return dims
+        raise ValueError(f"{op}: expected three even dims that add up to {head_dim}, got {list(dims)}")
 
 
-def _weight(name: str, x: Tensor, weight: Tensor | None, full_width: bool) -> Tensor:
-    """Returns the weight in the dtype that the operator computes in."""
+def _check_weight(name: str, x: Tensor, weight: Tensor | None, full_width: bool) -> None:
     width = x.shape[1] * x.shape[3] if full_width else x.shape[3]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if weight is None:
-        return torch.ones(width, dtype=dtype, device=x.device)
-    if weight.shape != (width,) or weight.device != x.device:
+    if weight is not None and (weight.shape != (width,) or weight.device != x.device):
         expected = f"({width},) on {x.device}"
         got = f"{tuple(weight.shape)} on {weight.device}"
         raise ValueError(f"qk_norm_rope: expected {name} of shape {expected}, got {got}")
-    return weight.to(dtype)
+    if weight is not None and weight.dtype not in ELEMENT_DTYPES:
+        raise TypeError(f"qk_norm_rope: expected {name} of one of {ELEMENT_DTYPES}, got {weight.dtype}")
+
+
+def _check_outs(out: tuple[Tensor, Tensor], q: Tensor, k: Tensor, others: dict[str, Tensor | None]) -> None:
+    q_out, k_out = out
+    check_out("qk_norm_rope", "out[0]", q_out, q, {"q": q, **others})
+    check_out("qk_norm_rope", "out[1]", k_out, k, {"k": k, **others})
+    for name, one, other in (("out[1]", q_out, k_out), ("k", q_out, k), ("out[0]", k_out, q_out), ("q", k_out, q)):
+        if overlaps_partly(one, other) or (one is other and one.numel()):
+            raise ValueError(f"qk_norm_rope: expected an output apart from {name}, got an overlap")
+
+
+def _computed(x: Tensor, weight: Tensor | None, full_width: bool) -> Tensor:
+    """Returns the weight in the dtype that the operator computes in, by operations that autograd knows."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if weight is not None:
+        return weight.to(dtype)
+    return torch.ones(x.shape[1] * x.shape[3] if full_width else x.shape[3], dtype=dtype, device=x.device)
 
 
 def _save_rope(ctx, inputs, output):
@@ -252,7 +295,12 @@ def _save_qk_norm_rope(ctx, inputs, output):
 
 
 def _qk_norm_rope_gradients(ctx, grad_q, grad_k):
-    grads = ops.qk_norm_rope_backward(grad_q, grad_k, *ctx.saved_tensors, *ctx.options)
+    q, k, *weights, positions = ctx.saved_tensors
+    computed = [_computed(x, w, ctx.options[-1]) for x, w in zip((q, k), weights, strict=True)]
+    grads = list(ops.qk_norm_rope_backward(grad_q, grad_k, q, k, *computed, positions, *ctx.options))
+    for i, weight in enumerate(weights, 2):
+        if weight is None:
+            grads[i] = None
     return *grads, None, None, None, None, None, None
 
 
@@ -265,6 +313,16 @@ torch.library.register_autograd(
 @torch.library.register_fake("videoar_kernels::rope_3d")
 def _(x, positions, dims, theta, interleaved, inverse):
     return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("videoar_kernels::rope_3d_out")
+def _(x, positions, dims, theta, interleaved, inverse, out):
+    return None
+
+
+@torch.library.register_fake("videoar_kernels::qk_norm_rope_out")
+def _(q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width, q_out, k_out):
+    return None
 
 
 @torch.library.register_fake("videoar_kernels::rope_3d_")
@@ -291,6 +349,18 @@ def _reference_rope_3d_(x, *options):
     x.copy_(_reference_rope_3d(x, *options))
 
 
+def _reference_rope_3d_out(*arguments):
+    *inputs, out = arguments
+    out.copy_(ops.rope_3d(*inputs))
+
+
+def _reference_qk_norm_rope_out(*arguments):
+    *inputs, q_out, k_out = arguments
+    q, k = ops.qk_norm_rope(*inputs)
+    q_out.copy_(q)
+    k_out.copy_(k)
+
+
 def _reference_qk_norm_rope(q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width):
     return reference.rope.qk_norm_rope(
         q, k, q_weight, k_weight, positions, eps=eps, dims=dims, theta=theta, interleaved=interleaved,
@@ -311,5 +381,7 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton"):
     register_fallback("rope_3d_", _triton.operator_, label="triton", devices=("CUDA",))
 register_fallback("rope_3d", _reference_rope_3d)
 register_fallback("rope_3d_", _reference_rope_3d_)
+register_fallback("rope_3d_out", _reference_rope_3d_out)
+register_fallback("qk_norm_rope_out", _reference_qk_norm_rope_out)
 register_fallback("qk_norm_rope", _reference_qk_norm_rope)
 register_fallback("qk_norm_rope_backward", _reference_qk_norm_rope_backward)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "parallel.h"
+#include "stream.h"
 #include "sweep.h"
 
 namespace videoar {
@@ -14,6 +15,17 @@ namespace {
 template <class T>
 inline const T* row_of(const TokenRows& rows, int64_t row, int64_t length) {
   return (const T*)rows.data + row / length * rows.batch_stride + row % length * rows.token_stride;
+}
+
+template <class T>
+inline T* row_of(const OutputRows& rows, int64_t row, int64_t length) {
+  return (T*)rows.data + row / length * rows.batch_stride + row % length * rows.token_stride;
+}
+
+// An output over its own input is in the cache already.
+template <class T>
+bool streams(const void* out, const void* a, const void* b, const NormSizes& size) {
+  return out != a && out != b && outgrows_cache(size.batch * size.length * size.width * int64_t(sizeof(T)));
 }
 
 // The modulation row of a token, null where there is no modulation.
@@ -39,27 +51,40 @@ inline Vec<Accumulator<M>> gain(const Accumulator<M>* weight, const M* scale, in
   return value;
 }
 
+// sum (x - mean)^2.
+template <class T>
+inline Accumulator<T> squares_of(const T* x, Accumulator<T> mean, int64_t n) {
+  using A = Accumulator<T>;
+  return sweep_sum<A>(n, [&](int64_t i, int lanes) {
+    const Vec<A> centred = first_lanes<A>(load_upto(x + i, lanes) - mean, lanes);
+    return centred * centred;
+  });
+}
+
 template <class T, class M>
 void adaln_norm_of(const AdalnParams& p) {
   using A = Accumulator<T>;
   const int64_t rows = p.size.batch * p.size.length, width = p.size.width;
   const A* weight = (const A*)p.weight;
+  const bool streaming = streams<T>(p.out.data, p.x.data, nullptr, p.size);
   parallel_ranges(rows, rows * width * 2 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
+    StreamWriter<T> writer(streaming);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = row_of<T>(p.x, row, p.size.length);
       const M* scale = row_of<M>(p.scale, row, p.size.length);
       const M* shift = row_of<M>(p.shift, row, p.size.length);
-      T* out = (T*)p.out + row * width;
+      T* out = row_of<T>(p.out, row, p.size.length);
       const A mean = p.layer ? mean_of(x, width) : A(0);
-      const A squares = sweep_sum<A>(width, [&](int64_t i, int n) {
-        const Vec<A> centred = first_lanes<A>(load_upto(x + i, n) - mean, n);
-        return centred * centred;
-      });
-      const A rstd = 1 / std::sqrt(squares / A(width) + A(p.eps));
-      sweep<A>(width, [&](int64_t i, int n) {
-        Vec<A> y = (load_upto(x + i, n) - mean) * rstd * gain<M>(weight, scale, i, n);
-        if (shift != nullptr) y += load_upto(shift + i, n);
-        store_upto(out + i, y, n);
+      const A rstd = 1 / std::sqrt(squares_of(x, mean, width) / A(width) + A(p.eps));
+      each_piece<T>(width, [&](int64_t first, int64_t count) {
+        T* to = writer.at(out + first);
+        sweep<A>(count, [&](int64_t j, int n) {
+          const int64_t i = first + j;
+          Vec<A> y = (load_upto(x + i, n) - mean) * rstd * gain<M>(weight, scale, i, n);
+          if (shift != nullptr) y += load_upto(shift + i, n);
+          store_upto(to + j, y, n);
+        });
+        writer.done(out + first, count);
       });
     }
   });
@@ -74,6 +99,8 @@ class GroupSum {
       : sum_(sum), grads_(tokens < kGroupInTask ? grads : nullptr), tokens_(tokens), width_(width) {
     if (sum_ != nullptr) std::memset(sum_, 0, size_t(width_) * sizeof(A));
   }
+
+  bool present() const { return sum_ != nullptr; }
 
   void add(int64_t i, Vec<A> v, int n) {
     if (sum_ != nullptr) store_upto(sum_ + i, load_upto(sum_ + i, n) + v, n);
@@ -131,7 +158,9 @@ void adaln_norm_backward_of(const AdalnBackwardParams& p) {
   const A* weight = (const A*)f.weight;
   const NormTasks tasks = norm_tasks(f.size, f.scale.tokens, f.shift.tokens);
   const int64_t bytes = f.size.batch * length * width * 3 * int64_t(sizeof(T));
+  const bool streaming = streams<T>(p.grad_x, nullptr, nullptr, f.size);
   parallel_ranges(tasks.count, bytes, [&](int64_t first_task, int64_t last_task) {
+    StreamWriter<T> writer(streaming);
     for (int64_t task = first_task; task < last_task; ++task) {
       A* sums = (A*)p.partial + task * 3 * width;
       GroupSum<A, A> weight_sum(weight ? sums : nullptr, nullptr, kGroupInTask, width);
@@ -141,7 +170,7 @@ void adaln_norm_backward_of(const AdalnBackwardParams& p) {
         const T* x = row_of<T>(f.x, row, length);
         const T* grad = row_of<T>(p.grad_out, row, length);
         const M* scale = row_of<M>(f.scale, row, length);
-        T* out = (T*)p.grad_x + row * width;
+        T* grad_x = (T*)p.grad_x + row * width;
         const A mean = f.layer ? mean_of(x, width) : A(0);
         Vec<A> squares{}, products{}, slopes{};
         sweep<A>(width, [&](int64_t i, int n) {
@@ -154,12 +183,17 @@ void adaln_norm_backward_of(const AdalnBackwardParams& p) {
         const A rstd = 1 / std::sqrt(reduce_add<A>(squares) / A(width) + A(f.eps));
         const A product = reduce_add<A>(products) * rstd / A(width);
         const A slope = f.layer ? reduce_add<A>(slopes) / A(width) : A(0);
-        sweep<A>(width, [&](int64_t i, int n) {
-          const Vec<A> g = load_upto(grad + i, n), xhat = (load_upto(x + i, n) - mean) * rstd;
-          store_upto(out + i, rstd * (g * gain<M>(weight, scale, i, n) - xhat * product - slope), n);
-          weight_sum.add(i, g * xhat * gain<M>(nullptr, scale, i, n), n);
-          scale_sum.add(i, g * xhat * gain<M>(weight, nullptr, i, n), n);
-          shift_sum.add(i, g, n);
+        each_piece<T>(width, [&](int64_t first, int64_t count) {
+          T* to = writer.at(grad_x + first);
+          sweep<A>(count, [&](int64_t j, int n) {
+            const int64_t i = first + j;
+            const Vec<A> g = load_upto(grad + i, n), xhat = (load_upto(x + i, n) - mean) * rstd;
+            store_upto(to + j, rstd * (g * gain<M>(weight, scale, i, n) - xhat * product - slope), n);
+            if (weight_sum.present()) weight_sum.add(i, g * xhat * gain<M>(nullptr, scale, i, n), n);
+            if (scale_sum.present()) scale_sum.add(i, g * xhat * gain<M>(weight, nullptr, i, n), n);
+            shift_sum.add(i, g, n);
+          });
+          writer.done(grad_x + first, count);
         });
         scale_sum.row_done(row);
         shift_sum.row_done(row);
@@ -176,14 +210,21 @@ template <class T, class M>
 void gated_residual_of(const GatedResidualParams& p) {
   using A = Accumulator<T>;
   const int64_t rows = p.size.batch * p.size.length, width = p.size.width;
+  const bool streaming = streams<T>(p.out.data, p.x.data, p.y.data, p.size);
   parallel_ranges(rows, rows * width * 3 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
+    StreamWriter<T> writer(streaming);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = row_of<T>(p.x, row, p.size.length);
       const T* y = row_of<T>(p.y, row, p.size.length);
       const M* gate = row_of<M>(p.gate, row, p.size.length);
-      T* out = (T*)p.out + row * width;
-      sweep<A>(width, [&](int64_t i, int n) {
-        store_upto(out + i, load_upto(x + i, n) + load_upto(gate + i, n) * load_upto(y + i, n), n);
+      T* out = row_of<T>(p.out, row, p.size.length);
+      each_piece<T>(width, [&](int64_t first, int64_t count) {
+        T* to = writer.at(out + first);
+        sweep<A>(count, [&](int64_t j, int n) {
+          const int64_t i = first + j;
+          store_upto(to + j, load_upto(x + i, n) + load_upto(gate + i, n) * load_upto(y + i, n), n);
+        });
+        writer.done(out + first, count);
       });
     }
   });
@@ -195,18 +236,25 @@ void gated_residual_backward_of(const GatedResidualBackwardParams& p) {
   const int64_t width = p.size.width, length = p.size.length;
   const NormTasks tasks = norm_tasks(p.size, p.gate.tokens, p.gate.tokens);
   const int64_t bytes = p.size.batch * length * width * 3 * int64_t(sizeof(T));
+  const bool streaming = streams<T>(p.grad_y, nullptr, nullptr, p.size);
   parallel_ranges(tasks.count, bytes, [&](int64_t first_task, int64_t last_task) {
+    StreamWriter<T> writer(streaming);
     for (int64_t task = first_task; task < last_task; ++task) {
       GroupSum<A, M> gate_sum((A*)p.partial + task * width, (M*)p.grad_gate, p.gate.tokens, width);
       for (int64_t row = task_begin(tasks, task); row < task_end(tasks, task); ++row) {
         const T* y = row_of<T>(p.y, row, length);
         const T* grad = row_of<T>(p.grad_out, row, length);
         const M* gate = row_of<M>(p.gate, row, length);
-        T* out = (T*)p.grad_y + row * width;
-        sweep<A>(width, [&](int64_t i, int n) {
-          const Vec<A> g = load_upto(grad + i, n);
-          store_upto(out + i, g * load_upto(gate + i, n), n);
-          gate_sum.add(i, g * load_upto(y + i, n), n);
+        T* grad_y = (T*)p.grad_y + row * width;
+        each_piece<T>(width, [&](int64_t first, int64_t count) {
+          T* to = writer.at(grad_y + first);
+          sweep<A>(count, [&](int64_t j, int n) {
+            const int64_t i = first + j;
+            const Vec<A> g = load_upto(grad + i, n);
+            store_upto(to + j, g * load_upto(gate + i, n), n);
+            gate_sum.add(i, g * load_upto(y + i, n), n);
+          });
+          writer.done(grad_y + first, count);
         });
         gate_sum.row_done(row);
       }
@@ -218,14 +266,20 @@ void gated_residual_backward_of(const GatedResidualBackwardParams& p) {
 template <class T>
 void swiglu(const SwigluParams& p) {
   using A = Accumulator<T>;
+  const bool streaming = streams<T>(p.out, p.gate, p.up, {1, p.rows, p.width});
   parallel_ranges(p.rows, p.rows * p.width * 3 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
+    StreamWriter<T> writer(streaming);
     for (int64_t row = begin; row < end; ++row) {
       const T* gate = (const T*)p.gate + row * p.gate_stride;
       const T* up = (const T*)p.up + row * p.up_stride;
-      T* out = (T*)p.out + row * p.width;
-      sweep<A>(p.width, [&](int64_t i, int n) {
-        const Vec<A> g = load_upto(gate + i, n);
-        store_upto(out + i, g * vsigmoid(g) * load_upto(up + i, n), n);
+      T* out = (T*)p.out + row * p.out_stride;
+      each_piece<T>(p.width, [&](int64_t first, int64_t count) {
+        T* to = writer.at(out + first);
+        sweep<A>(count, [&](int64_t j, int n) {
+          const Vec<A> g = load_upto(gate + first + j, n);
+          store_upto(to + j, g * vsigmoid(g) * load_upto(up + first + j, n), n);
+        });
+        writer.done(out + first, count);
       });
     }
   });
@@ -234,17 +288,26 @@ void swiglu(const SwigluParams& p) {
 template <class T>
 void swiglu_backward(const SwigluBackwardParams& p) {
   using A = Accumulator<T>;
+  const bool streaming = streams<T>(p.grad_gate, nullptr, nullptr, {1, p.rows, p.width});
   parallel_ranges(p.rows, p.rows * p.width * 5 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
+    StreamWriter<T> gate_writer(streaming), up_writer(streaming);
     for (int64_t row = begin; row < end; ++row) {
       const T* grad = (const T*)p.grad_out + row * p.grad_out_stride;
       const T* gate = (const T*)p.gate + row * p.gate_stride;
       const T* up = (const T*)p.up + row * p.up_stride;
       T* grad_gate = (T*)p.grad_gate + row * p.width;
       T* grad_up = (T*)p.grad_up + row * p.width;
-      sweep<A>(p.width, [&](int64_t i, int n) {
-        const Vec<A> g = load_upto(gate + i, n), d = load_upto(grad + i, n), s = vsigmoid(g);
-        store_upto(grad_gate + i, d * load_upto(up + i, n) * s * (1 + g * (1 - s)), n);
-        store_upto(grad_up + i, d * g * s, n);
+      each_piece<T>(p.width, [&](int64_t first, int64_t count) {
+        T* to_gate = gate_writer.at(grad_gate + first);
+        T* to_up = up_writer.at(grad_up + first);
+        sweep<A>(count, [&](int64_t j, int n) {
+          const int64_t i = first + j;
+          const Vec<A> g = load_upto(gate + i, n), d = load_upto(grad + i, n), s = vsigmoid(g);
+          store_upto(to_gate + j, d * load_upto(up + i, n) * s * (1 + g * (1 - s)), n);
+          store_upto(to_up + j, d * g * s, n);
+        });
+        gate_writer.done(grad_gate + first, count);
+        up_writer.done(grad_up + first, count);
       });
     }
   });

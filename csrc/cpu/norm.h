@@ -21,14 +21,19 @@ struct TokenRows {
   int64_t batch_stride, token_stride;
 };
 
+struct OutputRows {
+  void* data;
+  int64_t batch_stride, token_stride;
+};
+
 struct NormSizes {
   int64_t batch, length, width;
 };
 
-// out = norm(x) * weight * (1 + scale) + shift; weight (width) in the accumulator type or null; out is dense.
+// out = norm(x) * weight * (1 + scale) + shift; weight (width) in the accumulator type or null. out may be x.
 struct AdalnParams {
   TokenRows x;
-  void* out;
+  OutputRows out;
   const void* weight;
   Modulation scale, shift;
   NormSizes size;
@@ -49,10 +54,10 @@ struct AdalnBackwardParams {
   void* partial;
 };
 
-// out = x + gate * y.
+// out = x + gate * y; out may be x or y.
 struct GatedResidualParams {
   TokenRows x, y;
-  void* out;
+  OutputRows out;
   Modulation gate;
   NormSizes size;
   bool wide_modulation;
@@ -71,13 +76,13 @@ struct GatedResidualBackwardParams {
   DType dtype;
 };
 
-// out = silu(gate) * up over `rows` rows of `width` contiguous elements.
+// out = silu(gate) * up over `rows` rows of `width` contiguous elements; out may be gate or up.
 struct SwigluParams {
   const void* gate;
   const void* up;
   void* out;
   int64_t rows, width;
-  int64_t gate_stride, up_stride;  // elements between rows; the output is dense
+  int64_t gate_stride, up_stride, out_stride;  // elements between rows
   DType dtype;
 };
 

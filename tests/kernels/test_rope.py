@@ -312,7 +312,7 @@ def test_errors_name_what_was_expected():
         (ValueError, "add up to 12, got", lambda: vk.rope_3d(x, positions, dims=(4, 4, 2))),
         (ValueError, "three even dims", lambda: vk.rope_3d(x, positions, dims=(3, 5, 4))),
         (ValueError, "no stride 0", lambda: vk.rope_3d_(x[:, :1].expand(-1, 2, -1, -1), positions)),
-        (ValueError, "needs no gradient", lambda: vk.rope_3d_(x.clone().requires_grad_(), positions)),
+        (ValueError, "need no gradient", lambda: vk.rope_3d_(x.clone().requires_grad_(), positions)),
         (
             ValueError,
             r"expected k of shape \(2, \*, 5, 12\), got \(2, 3, 4, 12\)",
