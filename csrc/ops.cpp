@@ -50,6 +50,9 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def(
       "kv_cache_append(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor[] ks, Tensor[] vs, Tensor[] k_weights, "
       "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
+  m.def(
+      "kv_cache_append_layer(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? k_weight, "
+      "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
 
   // attention; without the four mask arrays every query sees every key
   m.def(

@@ -16,7 +16,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.kv_cursors import RingCursors
-from videoar_kernels.library import ops
+from videoar_kernels.library import ops, run
 from videoar_kernels.reference.kv_cache import CacheView
 
 
@@ -143,6 +143,8 @@ class KVCache:
             ValueError: A shape differs from the cache's, or the block does not fit.
             TypeError: A dtype differs from the cache's.
         """
+        if isinstance(layer, int) and not self.relative:
+            return self._append_layer(layer, k, v, k_weight, positions, eps, dims, theta, interleaved)
         many = not isinstance(layer, int)
         layers, ks, vs = (list(layer), list(k), list(v)) if many else ([layer], [k], [v])
         weights = [] if k_weight is None else list(k_weight) if many else [k_weight]
@@ -167,6 +169,25 @@ class KVCache:
             interleaved,
         )
         self._pending.update(dict.fromkeys(layers, length))
+
+    def _append_layer(self, layer, k, v, k_weight, positions, eps, dims, theta, interleaved) -> None:
+        """Appends to one layer, the call of every attention block; the kernel checks what Python need not."""
+
+        def check() -> None:
+            length = self._check_blocks([layer], [k], [v], [] if k_weight is None else [k_weight])
+            if self._check_positions(positions, length) is not None:
+                self._check_dims(dims)
+
+        length = k.shape[2] if k.ndim == 4 else 0
+        fits = 0 < length <= self.capacity - self._cursors.length and 0 <= layer < self.layers
+        if not fits or (positions is not None and positions.dtype != torch.int64):
+            check()
+        if torch.is_grad_enabled():
+            k, v, k_weight = k.detach(), v.detach(), None if k_weight is None else k_weight.detach()
+        buffers = self.k[layer], self.v[layer]
+        rest = (self._cursors.total, self.sink, eps, dims or (), theta, interleaved)
+        run(ops.kv_cache_append_layer.default, check, *buffers, k, v, k_weight, positions, *rest)
+        self._pending[layer] = length
 
     def commit(self, *, close: bool = True) -> int:
         """Keeps the pending block and, where the cache has a window, drops what has left it.
@@ -299,4 +320,16 @@ def _(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, eps, dims, 
     return None
 
 
+@torch.library.register_fake("videoar_kernels::kv_cache_append_layer")
+def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, eps, dims, theta, interleaved):
+    return None
+
+
+def _reference_append_layer(k_cache, v_cache, k, v, k_weight, positions, start, sink, eps, dims, theta, interleaved):
+    weights, dims = [] if k_weight is None else [k_weight], dims or None
+    blocks = ([k_cache], [v_cache], [k], [v], weights)
+    reference.kv_cache.kv_cache_append(*blocks, positions, start, sink, eps, dims, theta, interleaved)
+
+
 register_fallback("kv_cache_append", reference.kv_cache.kv_cache_append)
+register_fallback("kv_cache_append_layer", _reference_append_layer)

@@ -47,16 +47,12 @@ class RingCursors:
     def reset(self) -> None:
         """Forgets every token."""
         self.total = 0  # tokens committed since the reset
+        self.in_ring = 0  # committed tokens in the ring
         self.units: list[Unit] = []  # closed units with tokens in the ring, oldest first
         self._open: Unit | None = None
         self._begun = 0  # units begun since the reset
         self._gap = 0  # time spanned by dropped units
         self._dropped_last: int | None = None  # start of a dropped unit that no unit has followed yet
-
-    @property
-    def in_ring(self) -> int:
-        """Committed tokens in the ring."""
-        return sum(unit.length for unit in self.units) + (self._open.length if self._open else 0)
 
     @property
     def length(self) -> int:
@@ -100,6 +96,7 @@ class RingCursors:
         pinned = self.pinned(length)
         self._open.pinned |= pinned > 0
         self._open.length += length - pinned
+        self.in_ring += length - pinned
         self.total += length
         if close:
             if self._open.length:
@@ -145,6 +142,7 @@ class RingCursors:
         self._gap += gap
         self.units = [unit for unit in self.units if unit not in doomed]
         tokens = end - len(kept)
+        self.in_ring -= tokens
         return Dropped(tokens, [slots[i] for i in kept], slots[tokens:] if kept else [], shifts)
 
     def _ring_slots(self, offset: int, count: int) -> list[int]:

@@ -5,12 +5,78 @@
 namespace videoar {
 namespace {
 
-RopeStrides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
+RopeStrides strides_of(const Tensor& t) {
+  const auto strides = t.strides();
+  return {strides[0], strides[1], strides[2]};
+}
 
 void check_like(const Tensor& t, const RopeSizes& size, int64_t length, DType dtype) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == size.batch && t.size(1) == size.heads && t.size(2) == length &&
-                      t.size(3) == size.dim && dtype_of(t) == dtype,
-                  "kv_cache_append: blocks or caches differ in shape or dtype");
+  const auto sizes = t.sizes();
+  STD_TORCH_CHECK(sizes.size() == 4 && sizes[0] == size.batch && sizes[1] == size.heads && sizes[2] == length &&
+                      sizes[3] == size.dim && dtype_of(t) == dtype && t.is_cpu(),
+                  "kv_cache_append: blocks or caches differ in shape, dtype or device");
+}
+
+struct Rotation {
+  const std::optional<Tensor>& positions;
+  std::vector<int64_t> dims;  // empty: the default split
+  double theta;
+  bool interleaved;
+};
+
+// The weight as kernels read it; a copy is kept in `held`.
+const void* weight_of(const Tensor& weight, const RopeSizes& size, DType dtype, std::vector<Tensor>& held) {
+  STD_TORCH_CHECK(weight.numel() == size.dim && weight.is_cpu(),
+                  "kv_cache_append: expected weights of head_dim elements");
+  const ScalarType wide = dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+  if (weight.scalar_type() == wide && weight.is_contiguous()) return weight.const_data_ptr();
+  held.push_back(torch::stable::contiguous(torch::stable::to(weight, wide)));
+  return held.back().const_data_ptr();
+}
+
+// `weights` is null or holds one per layer.
+void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const Tensor* ks, const Tensor* vs,
+            const Tensor* weights, Rotation rotation, int64_t start, int64_t sink, double eps) {
+  STD_TORCH_CHECK(ks[0].dim() == 4 && k_caches[0].dim() == 4, "kv_cache_append: expected blocks (B, H, L, D)");
+  KvAppendParams p{};
+  const auto sizes = ks[0].sizes();
+  p.size = {sizes[0], sizes[1], sizes[2], sizes[3]};
+  p.capacity = k_caches[0].size(2), p.start = start, p.sink = sink;
+  p.eps = eps, p.interleaved = rotation.interleaved, p.dtype = dtype_of(ks[0]);
+  STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
+                      (sink < p.capacity || start + p.size.length <= p.capacity),
+                  "kv_cache_append: the block does not fit");
+  std::vector<Tensor> held;  // dense copies live until the kernel is done
+  held.reserve(3 * count);
+  std::vector<KvLayer> layers;
+  layers.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    held.push_back(dense_rows(ks[i])), held.push_back(dense_rows(vs[i]));
+    const Tensor &k = held[held.size() - 2], &v = held[held.size() - 1];
+    const Tensor &k_cache = k_caches[i], &v_cache = v_caches[i];
+    check_like(k, p.size, p.size.length, p.dtype), check_like(v, p.size, p.size.length, p.dtype);
+    check_like(k_cache, p.size, p.capacity, p.dtype), check_like(v_cache, p.size, p.capacity, p.dtype);
+    STD_TORCH_CHECK(p.size.dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
+                    "kv_cache_append: the caches' last dimension must be contiguous");
+    layers.push_back({k.const_data_ptr(), v.const_data_ptr(), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
+                      nullptr, strides_of(k), strides_of(v), strides_of(k_cache), strides_of(v_cache)});
+    if (weights != nullptr) layers.back().weight = weight_of(weights[i], p.size, p.dtype, held);
+  }
+  p.layers = layers.data(), p.layer_count = int64_t(count);
+
+  if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;
+  if (!rotation.positions.has_value()) return kv_cache_kernels().append(p);
+  std::vector<int64_t>& dims = rotation.dims;
+  if (dims.empty()) {
+    const int64_t side = p.size.dim / 6 * 2;
+    dims = {p.size.dim - 2 * side, side, side};
+  }
+  const RopeOptions options(dims, rotation.theta, rotation.interleaved, false);
+  STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == p.size.dim, "kv_cache_append: dims do not add up");
+  with_table(*rotation.positions, p.size, p.dtype, options, rotation.interleaved, [&](const RopeTableView& table) {
+    p.table = table;
+    kv_cache_kernels().append(p);
+  });
 }
 
 void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches,
@@ -19,50 +85,24 @@ void kv_cache_append(const std::vector<Tensor>& k_caches, const std::vector<Tens
                      std::vector<int64_t> dims, double theta, bool interleaved) {
   const size_t count = ks.size();
   STD_TORCH_CHECK(count > 0 && k_caches.size() == count && v_caches.size() == count && vs.size() == count &&
-                      (k_weights.empty() || k_weights.size() == count) && ks[0].dim() == 4 && k_caches[0].dim() == 4,
+                      (k_weights.empty() || k_weights.size() == count),
                   "kv_cache_append: expected as many caches, and weights if any, as blocks");
-  KvAppendParams p{};
-  p.size = {ks[0].size(0), ks[0].size(1), ks[0].size(2), ks[0].size(3)};
-  p.capacity = k_caches[0].size(2), p.start = start, p.sink = sink;
-  p.eps = eps, p.interleaved = interleaved, p.dtype = dtype_of(ks[0]);
-  STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
-                      (sink < p.capacity || start + p.size.length <= p.capacity),
-                  "kv_cache_append: the block does not fit");
+  append(count, k_caches.data(), v_caches.data(), ks.data(), vs.data(), k_weights.empty() ? nullptr : k_weights.data(),
+         {positions, std::move(dims), theta, interleaved}, start, sink, eps);
+}
 
-  const ScalarType wide = p.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  std::vector<Tensor> held;  // dense copies live until the kernel is done
-  std::vector<KvLayer> layers;
-  for (size_t i = 0; i < count; ++i) {
-    const Tensor k = dense_rows(ks[i]), v = dense_rows(vs[i]);
-    const Tensor &k_cache = k_caches[i], &v_cache = v_caches[i];
-    check_like(k, p.size, p.size.length, p.dtype), check_like(v, p.size, p.size.length, p.dtype);
-    check_like(k_cache, p.size, p.capacity, p.dtype), check_like(v_cache, p.size, p.capacity, p.dtype);
-    STD_TORCH_CHECK(p.size.dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
-                    "kv_cache_append: the caches' last dimension must be contiguous");
-    const void* weight = nullptr;
-    if (!k_weights.empty()) {
-      STD_TORCH_CHECK(k_weights[i].numel() == p.size.dim, "kv_cache_append: expected weights of head_dim elements");
-      held.push_back(torch::stable::contiguous(torch::stable::to(k_weights[i], wide)));
-      weight = held.back().const_data_ptr();
-    }
-    layers.push_back({k.const_data_ptr(), v.const_data_ptr(), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
-                      weight, strides_of(k), strides_of(v), strides_of(k_cache), strides_of(v_cache)});
-    held.push_back(k), held.push_back(v);
-  }
-  p.layers = layers.data(), p.layer_count = int64_t(count);
-
-  if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;
-  if (!positions) return kv_cache_kernels().append(p);
-  const RopeOptions options(dims, theta, interleaved, false);
-  STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == p.size.dim, "kv_cache_append: dims do not add up");
-  with_table(*positions, p.size, p.dtype, options, interleaved, [&](const RopeTableView& table) {
-    p.table = table;
-    kv_cache_kernels().append(p);
-  });
+void kv_cache_append_layer(const Tensor& k_cache, const Tensor& v_cache, const Tensor& k, const Tensor& v,
+                           std::optional<Tensor> k_weight, std::optional<Tensor> positions, int64_t start, int64_t sink,
+                           double eps, std::vector<int64_t> dims, double theta, bool interleaved) {
+  append(1, &k_cache, &v_cache, &k, &v, k_weight.has_value() ? &*k_weight : nullptr,
+         {positions, std::move(dims), theta, interleaved}, start, sink, eps);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) { m.impl("kv_cache_append", TORCH_BOX(&kv_cache_append)); }
+STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
+  m.impl("kv_cache_append", TORCH_BOX(&kv_cache_append));
+  m.impl("kv_cache_append_layer", TORCH_BOX(&kv_cache_append_layer));
+}
 
 }  // namespace videoar
