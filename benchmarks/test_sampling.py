@@ -70,9 +70,9 @@ def floor_steps(model: NextScaleTransformer) -> Steps:
 
 @cases("sampling")
 def sampling(full: bool):
-    yield from clips(3, torch.bfloat16)
+    yield from clips(2, torch.bfloat16)
     if full:
-        yield from clips(3, torch.float32)
+        yield from clips(2, torch.float32)
         yield from clips(24, torch.bfloat16)
 
 
