@@ -76,6 +76,18 @@ struct Weigh {
   }
 };
 
+// Sums of parts err less than one long sum.
+template <class A, int kVectors, int kRows>
+inline void add_block(A* to, int64_t stride, const Vec<A> (&c)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      A* at = to + m * stride + j * kLanes<A>;
+      store(at, load(at) + c[m][j]);
+    }
+}
+
 // grad_q[row][:] += sum over keys of slopes[row][key] * keys[key][:], kVectors vectors of head_dim at a time.
 template <class A, int kVectors>
 struct AddToQueries {
@@ -87,9 +99,9 @@ struct AddToQueries {
   template <int kRows>
   void block(int64_t row) {
     Vec<A> c[kRows][kVectors];
-    load_block<A, kVectors, kRows>(c, grad_q + row * stride, stride);
+    clear<A, kVectors, kRows>(c);
     multiply_add<A, kVectors, kRows>(c, slopes + row * kKeys<A>, kKeys<A>, 1, keys, stride, key_count);
-    store_block<A, kVectors, kRows>(grad_q + row * stride, stride, c);
+    add_block<A, kVectors, kRows>(grad_q + row * stride, stride, c);
   }
 };
 
@@ -126,13 +138,13 @@ struct AddToKeys {
   template <int kRows>
   void block(int64_t d) {
     Vec<A> c[kRows][kVectors];
-    load_block<A, kVectors, kRows>(c, sums + d * kBlockKeys<A>, kBlockKeys<A>);
+    clear<A, kVectors, kRows>(c);
     const A* w = weights;
     for (int i = 0; i < run_count; ++i) {
       multiply_add<A, kVectors, kRows>(c, runs[i].data + d, 1, stride, w, kKeys<A>, runs[i].count);
       w += runs[i].count * kKeys<A>;
     }
-    store_block<A, kVectors, kRows>(sums + d * kBlockKeys<A>, kBlockKeys<A>, c);
+    add_block<A, kVectors, kRows>(sums + d * kBlockKeys<A>, kBlockKeys<A>, c);
   }
 };
 
