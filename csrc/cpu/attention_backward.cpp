@@ -148,21 +148,19 @@ struct AddToKeys {
   }
 };
 
-// The last two for rows or keys that hold a NaN or infinity, which must not reach those who don't see them.
+// What a query that holds a NaN or infinity brings to the keys that see it; the sums over rows take zeros in its place,
+// so that it does not reach the others.
 template <class A>
-void add_seen(A* grad_q, const A* q, const A* grad_out, A* grad_key, A* grad_value, const A* weights, const A* slopes,
-              const A* keys, int64_t stride, int64_t head_dim, int64_t rows, int64_t key_count, uint64_t lanes) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t t = 0; t < key_count; ++t) {
-      if (!(lanes >> t & 1)) continue;
-      const A weight = weights[i * kKeys<A> + t], slope = slopes[i * kKeys<A> + t];
-      const int64_t block = t / kBlockKeys<A> * head_dim * kBlockKeys<A> + t % kBlockKeys<A>;
-      for (int64_t d = 0; d < head_dim; ++d) {
-        grad_q[i * stride + d] += slope * keys[t * stride + d];
-        grad_key[block + d * kBlockKeys<A>] += slope * q[i * stride + d];
-        grad_value[block + d * kBlockKeys<A>] += weight * grad_out[i * stride + d];
-      }
+void add_to_seeing_keys(A* grad_key, A* grad_value, const A* q, const A* grad_out, const A* weights, const A* slopes,
+                        int64_t head_dim, int key_count, uint64_t lanes) {
+  for (int t = 0; t < key_count; ++t) {
+    if (!(lanes >> t & 1)) continue;
+    const int64_t column = t / kBlockKeys<A> * head_dim * kBlockKeys<A> + t % kBlockKeys<A>;
+    for (int64_t d = 0; d < head_dim; ++d) {
+      grad_key[column + d * kBlockKeys<A>] += slopes[t] * q[d];
+      grad_value[column + d * kBlockKeys<A>] += weights[t] * grad_out[d];
     }
+  }
 }
 
 // A row times `factor`, padded with zeros; returns 0, or NaN if an element is not finite.
@@ -197,8 +195,8 @@ class WideBackward {
     return size_t(2 * Carver<A>::rounded(s.head_dim * kTile)) * sizeof(A);
   }
   static size_t scratch_bytes(const AttentionShape& s) {
-    return size_t(2 * Carver<A>::rounded(s.head_dim * kTile) + Carver<A>::rounded(stride_of(s) * kTile) +
-                  2 * Carver<A>::rounded(kColumns * kTile)) *
+    return size_t(2 * Carver<A>::rounded(s.head_dim * kTile) + 2 * Carver<A>::rounded(stride_of(s) * kTile) +
+                  2 * Carver<A>::rounded(kColumns * kTile) + 2 * Carver<A>::rounded(kColumns * stride_of(s))) *
            sizeof(A);
   }
 
@@ -236,6 +234,9 @@ class WideBackward {
     A* keys = memory.take(stride * kTile);
     A* weights = memory.take(kColumns * kTile);
     A* slopes = memory.take(kColumns * kTile);
+    A* seen_keys = memory.take(stride * kTile);
+    A* seen_q = memory.take(kColumns * stride);
+    A* seen_grad = memory.take(kColumns * stride);
     A* grad_key = (A*)sums;
     A* grad_value = grad_key + Carver<A>::rounded(width * kTile);
     if (t.first()) std::memset(sums, 0, sums_bytes(p.shape));
@@ -283,22 +284,33 @@ class WideBackward {
           for_blocks<kBlockRows<kVectors>>(0, n, work);
         });
         turn.take(int32_t(row), int32_t(row + n));
-        A* grad_q = rows_.grad_q + row * stride;
+        const A* run_keys = keys;
         const A* q = rows_.q + row * stride;
         const A* grad_out = rows_.grad_out + row * stride;
-        A odd = odd_keys;
-        for (int i = 0; partial && i < n; ++i) odd += rows_.odd[row + i];
-        if (partial && odd != 0) {
-          const A* w = weights + filled * kTile;
-          flush();
-          add_seen(grad_q, q, grad_out, grad_key, grad_value, w, slopes + (w - weights), keys, stride, width, n, count,
-                   segment.lanes);
-        } else {
-          add_to_queries<A>(grad_q, slopes + filled * kTile, keys, count, n, stride, width);
-          q_runs[run_count] = {q, n};
-          grad_runs[run_count++] = {grad_out, n};
-          filled += n;
+        if (partial && odd_keys != 0) {
+          run_keys = seen_keys;
+          for (int i = 0; i < count; ++i)
+            copy_or_clear(seen_keys + i * stride, keys + i * stride, stride, segment.lanes >> i & 1);
         }
+        A odd = 0;
+        for (int i = 0; partial && i < n; ++i) odd += rows_.odd[row + i];
+        if (odd != 0) {
+          for (int i = 0; i < n; ++i) {
+            const bool fine = rows_.odd[row + i] == 0;
+            const int64_t at = (filled + i) * kTile;
+            copy_or_clear(seen_q + (filled + i) * stride, q + i * stride, stride, fine);
+            copy_or_clear(seen_grad + (filled + i) * stride, grad_out + i * stride, stride, fine);
+            if (!fine)
+              add_to_seeing_keys(grad_key, grad_value, q + i * stride, grad_out + i * stride, weights + at, slopes + at,
+                                 width, count, segment.lanes);
+          }
+          q = seen_q + filled * stride;
+          grad_out = seen_grad + filled * stride;
+        }
+        add_to_queries<A>(rows_.grad_q + row * stride, slopes + filled * kTile, run_keys, count, n, stride, width);
+        q_runs[run_count] = {q, n};
+        grad_runs[run_count++] = {grad_out, n};
+        filled += n;
         row += n;
         if (filled == kColumns) flush();
       }
@@ -312,6 +324,9 @@ class WideBackward {
   }
 
  private:
+  static void copy_or_clear(A* to, const A* from, int64_t stride, bool copy) {
+    copy ? std::memcpy(to, from, size_t(stride) * sizeof(A)) : std::memset(to, 0, size_t(stride) * sizeof(A));
+  }
   // An odd number of cache lines: rows at a power of two apart would meet in few sets of the cache.
   static int64_t stride_of(const AttentionShape& s) { return Carver<A>::rounded(s.head_dim) | Carver<A>::rounded(1); }
 

@@ -101,6 +101,12 @@ struct AddPairs {
   }
 };
 
+// Pairs of queries whose weights stand one after another.
+struct PairRun {
+  const uint32_t* data;
+  int64_t count;
+};
+
 class PairBackward {
   using Words = Carver<uint32_t>;
 
@@ -112,8 +118,8 @@ class PairBackward {
   }
   static size_t sums_bytes(const AttentionShape& s) { return sizeof(float) * size_t(2 * s.head_dim * kTile); }
   static size_t scratch_bytes(const AttentionShape& s) {
-    return sizeof(float) * size_t(2 * pair_width(s.head_dim) * kTile + kTile / 2 * wide_of(s) + 3 * kPairs * kTile +
-                                  2 * s.head_dim * kLanes<float>);
+    return sizeof(float) * size_t(2 * pair_width(s.head_dim) * kTile + kTile * wide_of(s) + 3 * kPairs * kTile +
+                                  2 * kPairs * wide_of(s) + 2 * s.head_dim * kLanes<float>);
   }
 
   PairBackward(const AttentionShape& s, void* head) {
@@ -198,6 +204,9 @@ class PairBackward {
     uint32_t* weights = keys + kTile / 2 * r_.wide;
     uint32_t* slopes = weights + kPairs * kTile;
     bf16* slope_rows = (bf16*)(slopes + kPairs * kTile);
+    uint32_t* seen_keys = slopes + 2 * kPairs * kTile;
+    uint32_t* seen_q = seen_keys + kTile / 2 * r_.wide;
+    uint32_t* seen_grad = seen_q + kPairs * r_.wide;
     float* grad_key = sums;
     float* grad_value = sums + width * kTile;
     if (t.first()) std::memset(sums, 0, sums_bytes(p.shape));
@@ -213,11 +222,11 @@ class PairBackward {
                 i + 1 < count ? k + (i + 1) * p.k.row : nullptr, width);
 
     const uint64_t live = live_lanes(tile);
-    int64_t runs[kPairs], lengths[kPairs];  // in pairs of queries
+    PairRun q_runs[kPairs], grad_runs[kPairs];
     int run_count = 0, filled = 0;
     const auto flush = [&] {
-      add_to_keys<kVectors>(grad_value, r_.grad_out2, weights, runs, lengths, run_count, width);
-      add_to_keys<kVectors>(grad_key, r_.q2, slopes, runs, lengths, run_count, width);
+      add_to_keys<kVectors>(grad_value, weights, grad_runs, run_count, width);
+      add_to_keys<kVectors>(grad_key, slopes, q_runs, run_count, width);
       run_count = filled = 0;
     };
     for (int32_t index = tile.first; index < tile.last; ++index) {
@@ -240,19 +249,34 @@ class PairBackward {
         if (row % 2) clear_row(weights, slopes, filled, 0xffff0000u);
         if (end % 2) clear_row(weights, slopes, filled + int(pairs) - 1, 0xffffu);
         turn.take(int32_t(row), int32_t(end));
-        float odd = odd_keys;
-        for (int64_t i = 2 * first; i < 2 * (first + pairs); ++i) odd += r_.odd[i];
-        const bool shared = lanes == live && row % 2 == 0 && end % 2 == 0;
-        if (odd != 0 && !shared) {
-          const int at = filled;
-          flush();
-          add_seen(grad_key, grad_value, weights, slopes, keys, row, end, 2 * at - 2 * first, width, count, lanes);
-        } else {
-          add_to_queries(slope_rows + (2 * filled + row % 2) * kTile, keys, row, end - row, width, count);
-          runs[run_count] = first;
-          lengths[run_count++] = pairs;
-          filled += int(pairs);
+        const uint32_t* run_keys = keys;
+        const uint32_t* q = r_.q2 + first * r_.wide;
+        const uint32_t* grad_out = r_.grad_out2 + first * r_.wide;
+        if (lanes != live && odd_keys != 0) {
+          run_keys = seen_keys;
+          for (int i = 0; i < kTile; i += 2)
+            copy_halves(seen_keys + i / 2 * r_.wide, keys + i / 2 * r_.wide, lanes >> i & 1, lanes >> i & 2, width);
         }
+        float odd = 0;
+        for (int64_t i = 2 * first; i < 2 * (first + pairs); ++i) odd += r_.odd[i];
+        if (odd != 0 && (lanes != live || row % 2 || end % 2)) {
+          for (int64_t i = 0; i < pairs; ++i) {
+            const int64_t at = filled + i, query = 2 * (first + i);
+            const bool low = r_.odd[query] == 0, high = r_.odd[query + 1] == 0;
+            copy_halves(seen_q + at * r_.wide, q + i * r_.wide, low, high, width);
+            copy_halves(seen_grad + at * r_.wide, grad_out + i * r_.wide, low, high, width);
+            for (int half = 0; half < 2; ++half)
+              if (!(half ? high : low) && query + half >= row && query + half < end)
+                add_to_seeing_keys(grad_key, grad_value, q + i * r_.wide, grad_out + i * r_.wide, weights + at * kTile,
+                                   slopes + at * kTile, half, width, count, lanes);
+          }
+          q = seen_q + filled * r_.wide;
+          grad_out = seen_grad + filled * r_.wide;
+        }
+        add_to_queries(slope_rows + (2 * filled + row % 2) * kTile, run_keys, row, end - row, width, count);
+        q_runs[run_count] = {q, pairs};
+        grad_runs[run_count++] = {grad_out, pairs};
+        filled += int(pairs);
         row = end;
         if (filled == kPairs) flush();
       }
@@ -269,10 +293,9 @@ class PairBackward {
   }
 
   template <int kVectors>
-  void add_to_keys(float* sums, const uint32_t* queries, const uint32_t* weights, const int64_t* runs,
-                   const int64_t* lengths, int run_count, int64_t width) const {
-    for (int i = 0; i < run_count; weights += lengths[i] * kTile, ++i) {
-      AddPairs<kVectors> work{sums, kTile, queries + runs[i] * r_.wide, 1, r_.wide, weights, kTile, lengths[i]};
+  void add_to_keys(float* sums, const uint32_t* weights, const PairRun* runs, int run_count, int64_t width) const {
+    for (const PairRun* run = runs; run < runs + run_count; weights += run->count * kTile, ++run) {
+      AddPairs<kVectors> work{sums, kTile, run->data, 1, r_.wide, weights, kTile, run->count};
       for_blocks<kPairRows<kVectors>>(0, width, work);
     }
   }
@@ -293,24 +316,23 @@ class PairBackward {
       });
   }
 
-  // For rows or keys that hold a NaN or infinity, which must not reach those who don't see them.
-  void add_seen(float* grad_key, float* grad_value, const uint32_t* weights, const uint32_t* slopes,
-                const uint32_t* keys, int64_t begin, int64_t end, int64_t offset, int64_t width, int count,
-                uint64_t lanes) const {
-    const auto half = [](uint32_t pair, int64_t index) {
-      return to_float(bf16{uint16_t(index % 2 ? pair >> 16 : pair)});
-    };
-    for (int64_t i = begin; i < end; ++i)
-      for (int k = 0; k < count; ++k) {
-        if (!(lanes >> k & 1)) continue;
-        const int64_t at = (i + offset) / 2 * kTile + k;
-        const float weight = half(weights[at], i), slope = half(slopes[at], i);
-        for (int64_t d = 0; d < width; ++d) {
-          r_.grad_q[i * r_.wide + d] += slope * half(keys[k / 2 * r_.wide + d], k);
-          grad_key[d * kTile + k] += slope * half(r_.q2[i / 2 * r_.wide + d], i);
-          grad_value[d * kTile + k] += weight * half(r_.grad_out2[i / 2 * r_.wide + d], i);
-        }
+  static void copy_halves(uint32_t* to, const uint32_t* from, bool low, bool high, int64_t width) {
+    const uint32_t kept = (low ? 0xffffu : 0) | (high ? 0xffff0000u : 0);
+    for (int64_t d = 0; d < width; ++d) to[d] = from[d] & kept;
+  }
+
+  // As in attention_backward.cpp, for one query of a pair.
+  static void add_to_seeing_keys(float* grad_key, float* grad_value, const uint32_t* q, const uint32_t* grad_out,
+                                 const uint32_t* weights, const uint32_t* slopes, int half, int64_t width, int count,
+                                 uint64_t lanes) {
+    const auto value = [half](uint32_t pair) { return to_float(bf16{uint16_t(half ? pair >> 16 : pair)}); };
+    for (int k = 0; k < count; ++k) {
+      if (!(lanes >> k & 1)) continue;
+      for (int64_t d = 0; d < width; ++d) {
+        grad_key[d * kTile + k] += value(slopes[k]) * value(q[d]);
+        grad_value[d * kTile + k] += value(weights[k]) * value(grad_out[d]);
       }
+    }
   }
 
   QueryPairs r_;
