@@ -22,7 +22,7 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
     choices = x > 0
     bits, positions, weight = torch.ones(1, 4, 2, dtype=torch.uint8), torch.zeros(4, 3), torch.ones(16)
     total, scale = torch.randn(1, 2, 2, 16), (2, 2)
-    linear = torch.randn(16, 16)
+    linear, result, mask = torch.randn(16, 16), torch.empty_like(q), vk.RangeMask.units([2, 2])
     packed = vk.pack_linear_weight(linear)
     return {
         "swiglu": (lambda: vk.swiglu(x, y), lambda: ref.norm.swiglu(x, y)),
@@ -34,6 +34,14 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
             lambda: ref.rope.qk_norm_rope(q, k, weight, weight, positions),
         ),
         "range_attention": (lambda: vk.range_attention(q, k, v), lambda: ref.attention.range_attention(q, k, v)),
+        "range_attention, a mask": (
+            lambda: vk.range_attention(q, k, v, mask),
+            lambda: ref.attention.range_attention(q, k, v, mask),
+        ),
+        "range_attention to out": (
+            lambda: vk.range_attention(q, k, v, out=result),
+            lambda: ref.attention.range_attention(q, k, v),
+        ),
         "packed_linear": (lambda: vk.packed_linear(x, packed, 16), lambda: x @ linear.T),
         "bsq_quantize": (lambda: vk.bsq_quantize(x), lambda: ref.bits.bsq_quantize(x)),
         "pack_bits": (lambda: vk.pack_bits(choices), lambda: ref.bits.pack_bits(choices)),
@@ -44,6 +52,18 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
         "bit_cross_entropy": (
             lambda: vk.bit_cross_entropy(x, bits),
             lambda: ref.bits.bit_cross_entropy(x, bits),
+        ),
+        "pyramid_resample": (
+            lambda: vk.pyramid_resample(total[:, None], [scale]),
+            lambda: ref.pyramid.pyramid_resample(total[:, None], [scale]),
+        ),
+        "pyramid_decode": (
+            lambda: vk.pyramid_decode(bits[None], [scale]),
+            lambda: ref.pyramid.pyramid_decode(bits[None], [scale]),
+        ),
+        "pyramid_encode": (
+            lambda: vk.pyramid_encode(total[:, None], [scale]),
+            lambda: ref.pyramid.pyramid_encode(total[:, None], [scale]),
         ),
         "pyramid_step": (
             lambda: vk.pyramid_step(total, bits, scale),
