@@ -28,7 +28,7 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
 void swiglu_out(const Tensor& gate, const Tensor& up, const Tensor& out) {
   STD_TORCH_CHECK(gate.is_cpu() && gate.dim() > 0, "swiglu: expected rows on the CPU");
   check_like(up, gate, "swiglu: up");
-  check_out(out, gate, "swiglu: out");
+  check_output(out, gate, "swiglu: out");
   check_apart(out, gate, "swiglu: out"), check_apart(out, up, "swiglu: out");
   swiglu_into(gate, up, out);
 }
@@ -140,7 +140,7 @@ void check_untouched(const Tensor& out, const MaybeTensor& input, const char* na
 void adaln_norm_out(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
                     double eps, bool layer, const Tensor& out) {
   norm_sizes(x);
-  check_out(out, x, "adaln_norm: out");
+  check_output(out, x, "adaln_norm: out");
   check_apart(out, x, "adaln_norm: out");
   for (const MaybeTensor* t : {&scale, &shift, &weight}) check_untouched(out, *t, "adaln_norm: out");
   adaln_norm_into(x, scale, shift, weight, eps, layer, out);
@@ -197,7 +197,7 @@ Tensor gated_residual(const Tensor& x, const Tensor& y, const Tensor& gate) {
 void gated_residual_out(const Tensor& x, const Tensor& y, const Tensor& gate, const Tensor& out) {
   norm_sizes(x);
   check_like(y, x, "gated_residual: y");
-  check_out(out, x, "gated_residual: out");
+  check_output(out, x, "gated_residual: out");
   check_apart(out, x, "gated_residual: out"), check_apart(out, y, "gated_residual: out");
   check_untouched(out, gate, "gated_residual: out");
   gated_residual_into(x, y, gate, out);

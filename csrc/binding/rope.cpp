@@ -37,7 +37,7 @@ void rope_3d_out(const Tensor& x, const Tensor& positions, std::vector<int64_t> 
                  bool inverse, const Tensor& out) {
   const RopeOptions options(dims, theta, interleaved, inverse);
   rope_sizes(x, options);
-  check_out(out, x, "rope_3d: out");
+  check_output(out, x, "rope_3d: out");
   check_apart(out, x, "rope_3d: out");
   check_apart(out, positions, "rope_3d: out");
   rotate_into(dense_rows(x), out, positions, options);
@@ -47,7 +47,7 @@ void rope_3d_(Tensor x, const Tensor& positions, std::vector<int64_t> dims, doub
               bool inverse) {
   const RopeOptions options(dims, theta, interleaved, inverse);
   rope_sizes(x, options);
-  check_out(x, x, "rope_3d_: x");
+  check_output(x, x, "rope_3d_: x");
   check_apart(x, positions, "rope_3d_: x");
   rotate_into(x, x, positions, options);
 }
@@ -113,13 +113,13 @@ void qk_norm_rope_out(const Tensor& q, const Tensor& k, const MaybeTensor& q_wei
   const RopeOptions options(dims, theta, interleaved, false);
   rope_sizes(q, options);
   check_keys(q, k);
-  check_out(q_out, q, "qk_norm_rope: q_out");
-  check_out(k_out, k, "qk_norm_rope: k_out");
+  check_output(q_out, q, "qk_norm_rope: q_out");
+  check_output(k_out, k, "qk_norm_rope: k_out");
   check_apart(q_out, q, "qk_norm_rope: q_out");
   check_apart(k_out, k, "qk_norm_rope: k_out");
   const auto apart = [](const Tensor& a, const Tensor& b) {
     const bool same = a.numel() > 0 && b.numel() > 0 && a.const_data_ptr() == b.const_data_ptr();
-    STD_TORCH_CHECK(!same && !overlaps_partly(a, b), "qk_norm_rope: an output overlaps another tensor");
+    STD_TORCH_CHECK(!same && !shares_memory(a, b), "qk_norm_rope: an output overlaps another tensor");
   };
   apart(q_out, k_out), apart(q_out, k), apart(k_out, q);
   for (const Tensor* out : {&q_out, &k_out}) {

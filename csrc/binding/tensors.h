@@ -123,7 +123,7 @@ inline std::vector<std::pair<int64_t, int64_t>> nested_dims(const Tensor& t) {
   return dims;
 }
 
-inline bool overlaps_itself(const Tensor& t) {
+inline bool repeats_elements(const Tensor& t) {
   if (t.numel() == 0) return false;
   const auto dims = nested_dims(t);
   int64_t extent = 1;
@@ -147,7 +147,7 @@ inline bool spans(int64_t offset, const std::pair<int64_t, int64_t>* dim, const 
 
 // Whether `out`, which does not overlap itself, shares memory with `input` without being the same view of it. Views of
 // other strides inside one another's range count as overlapping.
-inline bool overlaps_partly(const Tensor& out, const Tensor& input) {
+inline bool shares_memory(const Tensor& out, const Tensor& input) {
   if (out.numel() == 0 || input.numel() == 0) return false;
   const auto a = nested_dims(out), b = nested_dims(input);
   const auto bytes = [](const Tensor& t, const auto& dims) {
@@ -162,15 +162,15 @@ inline bool overlaps_partly(const Tensor& out, const Tensor& input) {
 }
 
 // Refuses an `out` that cannot take a result like `like`.
-inline void check_out(const Tensor& out, const Tensor& like, const char* name) {
+inline void check_output(const Tensor& out, const Tensor& like, const char* name) {
   check_like(out, like, name);
   const bool rows = out.dim() == 0 || out.size(out.dim() - 1) <= 1 || out.stride(out.dim() - 1) == 1;
-  STD_TORCH_CHECK(rows && !overlaps_itself(out), name, ": elements not in contiguous rows, or stored twice");
+  STD_TORCH_CHECK(rows && !repeats_elements(out), name, ": elements not in contiguous rows, or stored twice");
 }
 
 // Refuses an `out` that shares memory with an input in any way but being it.
 inline void check_apart(const Tensor& out, const Tensor& input, const char* name) {
-  STD_TORCH_CHECK(!overlaps_partly(out, input), name, ": overlaps an input");
+  STD_TORCH_CHECK(!shares_memory(out, input), name, ": overlaps an input");
 }
 
 }  // namespace videoar
