@@ -25,8 +25,8 @@ def kept(frames: int, probability: float) -> Tensor:
     return torch.rand(frames, frames, generator=torch.Generator("cpu").manual_seed(0), device="cpu") < probability
 
 
-def inputs(mask: RangeMask, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.randn(1, HEADS, mask.q_len, head_dim).to(dtype) for _ in range(3))
+def inputs(mask: RangeMask, head_dim: int, dtype: torch.dtype, heads: int = HEADS) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(1, heads, mask.q_len, head_dim).to(dtype) for _ in range(3))
 
 
 def verifier(mask: RangeMask, q: Tensor, k: Tensor, v: Tensor) -> Call:
@@ -36,7 +36,7 @@ def verifier(mask: RangeMask, q: Tensor, k: Tensor, v: Tensor) -> Call:
         out = range_attention(q, k, v, mask)
         rows = torch.linspace(0, mask.q_len - 1, 24).long()
         dense = torch.stack([seen(mask, row) for row in rows.tolist()]).to(q.device)
-        for head in (0, HEADS - 1):
+        for head in (0, q.shape[1] - 1):
             chosen = [x[:, head : head + 1].double() for x in (q[:, :, rows], k, v)]
             exact = reference.attention.range_attention(*chosen, RangeMask.from_dense(dense))
             low = reference.attention.range_attention(*(x.to(q.dtype) for x in chosen), RangeMask.from_dense(dense))
@@ -55,8 +55,9 @@ def seen(mask: RangeMask, query: int) -> Tensor:
     return row
 
 
-def case(mask: RangeMask, head_dim: int, dtype: torch.dtype, bars: dict[str, float], **options) -> Case:
-    q, k, v = inputs(mask, head_dim, dtype)
+def case(mask: RangeMask, tensors: tuple[Tensor, Tensor, Tensor], bars: dict[str, float], **options) -> Case:
+    q, k, v = tensors
+    head_dim, dtype = q.shape[-1], q.dtype
     return Case(
         op="range_attention",
         shape=f"L {mask.q_len} D {head_dim} density {mask.density:.2f}",
@@ -90,38 +91,38 @@ def forward(full: bool) -> Iterator[Case]:
                 bars = {"limit": 0.7} if frames == 5 else asked(head_dim, dtype)
                 if frames == 20 and not peers.bf16_emulated(torch.device("cpu")):
                     bars |= {"SDPA masked": 8, "FlexAttention": 6} if dtype == bf16 else {"FlexAttention": 2.5}
-                yield case(ucf(frames), head_dim, dtype, bars)
+                yield case(ucf(frames), inputs(ucf(frames), head_dim, dtype), bars)
     if not full:
         return
     for mask in (ucf(20, keep=kept(20, 0.35)), RangeMask.full(2632, 2632)):
         for head_dim in (64, 128):
             for dtype in (f32, bf16):
-                yield case(mask, head_dim, dtype, asked(head_dim, dtype))
+                yield case(mask, inputs(mask, head_dim, dtype), asked(head_dim, dtype))
     long = RangeMask.multiscale(44, 5, LARGE)
     for mask in (long, RangeMask.multiscale(44, 5, LARGE, window=0), RangeMask.full(long.q_len, long.q_len)):
         for head_dim in (64, 128):
             for dtype in (f32, bf16):
-                yield case(mask, head_dim, dtype, asked(head_dim, dtype))
+                yield case(mask, inputs(mask, head_dim, dtype), asked(head_dim, dtype))
 
 
 @cases("attention_density")
 def density(full: bool) -> Iterator[Case]:
     """Time against density at one length: the bar is the full mask's time, in proportion, and 15% more."""
-    frames, head_dim = (60, 128) if full else (20, 64)
+    frames, heads = 60, HEADS if full else 4
     whole = RangeMask.full(ucf(frames).q_len, ucf(frames).q_len)
-    for share in (0.5, 0.35, 0.2, 0.1) if full else (0.2, 0.1):
-        mask = min((ucf(frames, window=w) for w in range(frames)), key=lambda m: abs(m.density - share))
-        q, k, v = inputs(mask, head_dim, torch.float32)
-        yield case(
-            mask,
-            head_dim,
-            torch.float32,
-            {"density 1": 1 / mask.density / 1.15},
-            yardsticks={"density 1": lambda q=q, k=k, v=v: range_attention(q, k, v, whole)},
-            peers={},
-            asides={},
-            notes=f"density 1 takes {1 / mask.density:.1f} times as long if time is proportional",
-        )
+    for head_dim in (64, 128) if full else (64,):
+        for share in (0.5, 0.35, 0.2, 0.1) if full else (0.2, 0.1):
+            mask = min((ucf(frames, window=w) for w in range(frames)), key=lambda m: abs(m.density - share))
+            tensors = inputs(mask, head_dim, torch.float32, heads)
+            yield case(
+                mask,
+                tensors,
+                {"density 1": 1 / mask.density / 1.15},
+                yardsticks={"density 1": lambda tensors=tensors: range_attention(*tensors, whole)},
+                peers={},
+                asides={},
+                notes=f"density 1 takes {1 / mask.density:.1f} times as long if time is proportional",
+            )
 
 
 def test_attention(case, compare):

@@ -32,19 +32,6 @@ struct Run {
   uint64_t lanes;  // from the first vector on
   bool partial;    // not all of those lanes see the keys
   bool unseen;     // and the values hold a NaN or infinity that 0 * x would let through
-
-  // `seen` of the tile's lanes, whereof `live` are in use.
-  void choose_lanes(uint64_t seen, uint64_t live, int tile_vectors) {
-    first = 0;
-    vectors = tile_vectors;
-    lanes = seen;
-    partial = (seen & live) != live;
-    if (!partial) return;
-    first = __builtin_ctzll(seen & live) / kLanes<A>;
-    vectors = (63 - __builtin_clzll(seen & live)) / kLanes<A> + 1 - first;
-    lanes = seen >> (first * kLanes<A>);
-    partial = (lanes & live >> (first * kLanes<A>)) != live >> (first * kLanes<A>);
-  }
 };
 
 // Scores of a run, kVectors vectors of queries: into rows of the chunk, `width` apart.
@@ -247,7 +234,7 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
       const int n = int(segment.end - column < kColumns - filled ? segment.end - column : kColumns - filled);
       Run<A>& run = runs[run_count++];
       run.count = n;
-      run.choose_lanes(segment.lanes, live, kVectors);
+      choose_lanes<A>(run, segment.lanes, live, kVectors);
       if (head) {
         run.keys = head->keys + column * head->key_stride;
         run.key_stride = head->key_stride;

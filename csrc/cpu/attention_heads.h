@@ -125,6 +125,23 @@ struct HeadStore {
   }
 };
 
+// The vectors of a tile that a run meets, given who sees its keys and which lanes are in use.
+template <class A, class Run>
+inline void choose_lanes(Run& run, uint64_t seen, uint64_t live, int tile_vectors) {
+  run.first = 0;
+  run.vectors = tile_vectors;
+  run.lanes = seen;
+  run.partial = (seen & live) != live;
+  if (!run.partial) return;
+  run.first = __builtin_ctzll(seen & live) / kLanes<A>;
+  run.vectors = (63 - __builtin_clzll(seen & live)) / kLanes<A> + 1 - run.first;
+  const int skipped = run.first * kLanes<A>;
+  const int end = skipped + run.vectors * kLanes<A>;
+  const uint64_t met = (end < 64 ? (uint64_t(1) << end) - 1 : ~uint64_t(0)) & live;
+  run.lanes = seen >> skipped;
+  run.partial = (seen & met) >> skipped != met >> skipped;
+}
+
 constexpr int64_t kSharers = 2;              // packing a head pays from this many tiles on that read it
 constexpr int64_t kWave = int64_t(8) << 20;  // bytes of packed heads at a time, or one head
 

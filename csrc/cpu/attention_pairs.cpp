@@ -97,14 +97,109 @@ struct PairStore {
   }
 };
 
-// Pairs of the chunk's keys: their panels, which lanes see them, and which halves of the outermost pairs count.
-struct Pairs {
+// Some keys of a chunk in pairs of its rows, and the queries that see them: vectors [first, first + vectors) of the
+// tile, and among their lanes those in `lanes`.
+struct Run {
+  const bf16* keys;
+  int64_t key_stride;
   const uint32_t* panels;
-  int64_t stride;
-  int count;
-  uint64_t lanes;
-  uint32_t first, last;  // masks
-  bool unseen;           // a NaN or infinity is among them that some lane must not see, or none
+  int64_t panel_stride;
+  int count, odd;  // keys, and whether the first one is the second of a pair
+  int first, vectors;
+  uint64_t lanes;  // from the first vector on
+  bool partial;    // not all of those lanes see the keys
+  bool unseen;     // a NaN or infinity is among the pairs' values that some lane must not see, or none
+
+  int pairs() const { return (odd + count + 1) / 2; }
+  bool cut() const { return odd || (odd + count) % 2; }
+};
+
+// Scores of a run, kVectors vectors of queries: into rows of the chunk, `width` apart.
+template <int kVectors>
+struct Score {
+  const Run& run;
+  const uint32_t* query;
+  float* scores;
+  int64_t width, head_dim;
+  LaneMasks<float, kVectors> seen;
+
+  template <int kRows>
+  void block(int start) const {
+    Vec<float> s[kRows][kVectors];
+    clear<float, kVectors, kRows>(s);
+    dot_add<kVectors, kRows>(s, run.keys + start * run.key_stride, run.key_stride, 2, query, width,
+                             pair_width(head_dim));
+    if (run.partial) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) s[m][j] = seen.m[j] ? s[m][j] : splat(-__builtin_inff());
+    }
+    store_block<float, kVectors, kRows>(scores + start * width, width, s);
+  }
+
+  __attribute__((noinline)) void all() const {
+    constexpr int kRows = kPairRows<kVectors>;
+    const int count = run.count;
+    int start = 0;
+    for (; start + kRows <= count; start += kRows) block<kRows>(start);
+    if constexpr (kRows > 4) {
+      for (; start + 4 <= count; start += 4) block<4>(start);
+    }
+    switch (count - start) {
+      case 3: return block<3>(start);
+      case 2: return block<2>(start);
+      case 1: return block<1>(start);
+    }
+  }
+};
+
+// sum[d][:] += sum over a run's pairs of values[pair][d] . weights[pair][:], kVectors vectors of queries.
+template <int kVectors>
+struct AddValues {
+  static constexpr int kRows = kVectors <= 2 ? 8 : 4;
+  static_assert(kPanel % kRows == 0);
+  const Run& run;
+  float* sum;
+  const uint32_t* weights;
+  int64_t width, head_dim;
+
+  template <bool kMasked>
+  __attribute__((noinline)) void all() const {
+    float* to = sum;
+    for (int64_t d = 0; d < head_dim; d += kRows, to += kRows * width) {
+      const uint32_t* values = run.panels + d / kPanel * run.panel_stride + d % kPanel;
+      Vec<float> c[kRows][kVectors];
+      clear<float, kVectors, kRows>(c);
+      if constexpr (kMasked) {
+        add_seen(c, values);
+      } else {
+        dot_add<kVectors, kRows>(c, values, 1, kPanel, weights, width, run.pairs());
+      }
+      __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) {
+          float* at = to + m * width + j * kLanes<float>;
+          store(at, load(at) + c[m][j]);
+        }
+    }
+  }
+
+  void add_seen(Vec<float> (&c)[kRows][kVectors], const uint32_t* values) const {
+    const LaneMasks<float, kVectors> seen(run.lanes);
+    const int pairs = run.pairs();
+    for (int t = 0; t < pairs; ++t) {
+      uint32_t halves = ~0u;
+      if (t == 0 && run.odd) halves &= 0xffff0000u;
+      if (t == pairs - 1 && (run.odd + run.count) % 2) halves &= 0xffffu;
+      for (int m = 0; m < kRows; ++m)
+        for (int j = 0; j < kVectors; ++j)
+          c[m][j] = dot_pairs(c[m][j], (VecU32)seen.m[j] & (values[t * kPanel + m] & halves),
+                              load_pairs(weights + t * width + j * kLanes<float>));
+    }
+  }
 };
 
 template <int kVectors>
@@ -119,41 +214,36 @@ struct QueryTile {
   // The row sum of the rounded weights divides; the lse needs the sum of the weights themselves.
   Vec<float> reference[kVectors], total[kVectors], rounded_total[kVectors];
 
-  const bf16* keys;
-  int64_t stride;
-  const LaneMasks<float, kVectors>* seen;
-
-  // kRows keys' scores into rows of `to`.
-  template <int kRows>
-  void block(float* to, int64_t start) {
-    Vec<float> s[kRows][kVectors];
-    clear<float, kVectors, kRows>(s);
-    dot_add<kVectors, kRows>(s, keys + start * stride, stride, 2, query, kWidth, pair_width(head_dim));
-    if (seen) {
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) s[m][j] = seen->m[j] ? s[m][j] : splat(-__builtin_inff());
+  // Scores of the run's keys into the chunk's rows from `row` on; minus infinity for queries that don't see them, and
+  // in the outer half of a pair that the run cuts.
+  void score(const Run& run, int row) {
+    if (run.odd) hide(row, 0, kVectors);
+    row += run.odd;
+    float* to = scores + row * kWidth;
+    const int skipped = run.first * kLanes<float>;
+    with_pair_vectors(run.vectors * kLanes<float>, [&]<int kActive>() {
+      Score<kActive>{run, query + skipped, to + skipped, kWidth, head_dim, LaneMasks<float, kActive>(run.lanes)}.all();
+    });
+    if (run.vectors < kVectors) {
+      for (int i = 0; i < run.count; ++i) {
+        hide(row + i, 0, run.first);
+        hide(row + i, run.first + run.vectors, kVectors);
+      }
     }
-    store_block<float, kVectors, kRows>(to + start * kWidth, kWidth, s);
+    if ((run.odd + run.count) % 2) hide(row + run.count, 0, kVectors);
   }
 
-  __attribute__((noinline)) void score(float* to, int count) {
-    constexpr int kRows = kPairRows<kVectors>;
-    int start = 0;
-    for (; start + kRows <= count; start += kRows) block<kRows>(to, start);
-    if constexpr (kRows > 4) {
-      for (; start + 4 <= count; start += 4) block<4>(to, start);
-    }
-    switch (count - start) {
-      case 3: return block<3>(to, start);
-      case 2: return block<2>(to, start);
-      case 1: return block<1>(to, start);
-    }
+  void hide(int row, int first, int last) {
+    for (int j = first; j < last; ++j) store(scores + row * kWidth + j * kLanes<float>, splat(-__builtin_inff()));
   }
 
-  void hide(int row) {
-    for (int j = 0; j < kVectors; ++j) store(scores + row * kWidth + j * kLanes<float>, splat(-__builtin_inff()));
+  // `row` is in pairs.
+  void add(const Run& run, int row) {
+    const int skipped = run.first * kLanes<float>;
+    with_pair_vectors(run.vectors * kLanes<float>, [&]<int kActive>() {
+      const AddValues<kActive> work{run, sum + skipped, weights + row * kWidth + skipped, kWidth, head_dim};
+      run.unseen ? work.template all<true>() : work.template all<false>();
+    });
   }
 
   // Turns the scores of `count` rows, an even number, into pairs of weights.
@@ -205,42 +295,6 @@ struct QueryTile {
       }
     }
   }
-
-  // sum[d][:] += sum over pairs of values[pair][d] . weights[pair][:]. kMasked: some run is `unseen`.
-  template <bool kMasked>
-  __attribute__((noinline)) void add(const Pairs* runs, int run_count) {
-    constexpr int kRows = kVectors <= 2 ? 8 : 4;
-    static_assert(kPanel % kRows == 0);
-    float* at = sum;
-    for (int64_t d = 0; d < head_dim; d += kRows, at += kRows * kWidth) {
-      const uint32_t* w = weights;
-      for (const Pairs* run = runs; run < runs + run_count; w += run->count * kWidth, ++run) {
-        const uint32_t* values = run->panels + d / kPanel * run->stride + d % kPanel;
-        Vec<float> c[kRows][kVectors];
-        clear<float, kVectors, kRows>(c);
-        if (kMasked && run->unseen) {
-          const LaneMasks<float, kVectors> lanes(run->lanes);
-          for (int t = 0; t < run->count; ++t)
-            for (int m = 0; m < kRows; ++m) {
-              const uint32_t half = (t == 0 ? run->first : ~0u) & (t == run->count - 1 ? run->last : ~0u);
-              for (int j = 0; j < kVectors; ++j)
-                c[m][j] = dot_pairs(c[m][j], (VecU32)lanes.m[j] & (values[t * kPanel + m] & half),
-                                    load_pairs(w + t * kWidth + j * kLanes<float>));
-            }
-        } else {
-          dot_add<kVectors, kRows>(c, values, 1, kPanel, w, kWidth, run->count);
-        }
-        __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-          for (int j = 0; j < kVectors; ++j) {
-            float* x = at + m * kWidth + j * kLanes<float>;
-            store(x, load(x) + c[m][j]);
-          }
-      }
-    }
-  }
 };
 
 template <int kVectors>
@@ -279,56 +333,48 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
   const bf16* keys = rows_of<bf16>(p.k, b, kv_head);
   const bf16* values = rows_of<bf16>(p.v, b, kv_head);
   const uint64_t live = live_lanes(tile);
-  Pairs runs[kColumns / 2];
+  Run runs[kColumns / 2];
   int run_count = 0, filled = 0;
-  bool masked = false;  // some run of the chunk is `unseen`
   const auto flush = [&] {
     state.weigh(filled);
-    masked ? state.template add<true>(runs, run_count) : state.template add<false>(runs, run_count);
+    int row = 0;
+    for (int i = 0; i < run_count; row += runs[i++].pairs()) state.add(runs[i], row);
     run_count = filled = 0;
-    masked = false;
   };
   for (int32_t index = tile.first; index < tile.last; ++index) {
     const TileSegment& segment = p.plan.segments[index];
-    const LaneMasks<float, kVectors> seen(segment.lanes);
-    const bool partial = (segment.lanes & live) != live;
-    state.seen = partial ? &seen : nullptr;
     for (int64_t column = segment.begin; column < segment.end;) {
-      const int odd = head ? int(column & 1) : 0;
-      const int64_t space = kColumns - filled - odd, left = segment.end - column;
-      const int n = int(left < space ? left : space), rows = (odd + n + 1) / 2 * 2;
-      float* to = state.scores + (filled + odd) * kWidth;
-      if (odd) state.hide(filled);
-      if (odd + n < rows) state.hide(filled + odd + n);
-      Pairs& run = runs[run_count++];
-      run = {nullptr, 0, rows / 2, segment.lanes, odd ? 0xffff0000u : ~0u, odd + n < rows ? 0xffffu : ~0u, false};
+      Run& run = runs[run_count++];
+      run.odd = head ? int(column & 1) : 0;
+      const int64_t space = kColumns - filled - run.odd, left = segment.end - column;
+      run.count = int(left < space ? left : space);
+      choose_lanes<float>(run, segment.lanes, live, kVectors);
       if (head) {
-        state.keys = head->keys + column * head->key_stride;
-        state.stride = head->key_stride;
+        run.keys = head->keys + column * head->key_stride;
+        run.key_stride = head->key_stride;
         run.panels = head->panels + column / 2 * kPanel;
-        run.stride = head->stride;
-        if (partial || odd || odd + n < rows) {
-          const int64_t end = column - odd + rows;
-          run.unseen = !all_of(head->finite, column - odd, end < p.shape.k_len ? end : p.shape.k_len);
-        }
+        run.panel_stride = head->stride;
+        const int64_t begin = column - run.odd, end = begin + 2 * run.pairs();
+        run.unseen =
+            (run.partial || run.cut()) && !all_of(head->finite, begin, end < p.shape.k_len ? end : p.shape.k_len);
       } else {
-        state.keys = keys + column * p.k.row;
-        state.stride = p.k.row;
+        run.keys = keys + column * p.k.row;
+        run.key_stride = p.k.row;
         if (copies_keys) {
-          copy_keys((bf16*)key_buffer, state.keys, p.k.row, n, width);
-          state.keys = (const bf16*)key_buffer;
-          state.stride = 2 * words;
+          copy_keys((bf16*)key_buffer, run.keys, p.k.row, run.count, width);
+          run.keys = (const bf16*)key_buffer;
+          run.key_stride = 2 * words;
         }
         uint32_t* packed = value_buffer + filled / 2 * kPanel;
-        const bool finite = pack_pair_panels(packed, value_stride, values + column * p.v.row, p.v.row, n, width);
+        const bool finite =
+            pack_pair_panels(packed, value_stride, values + column * p.v.row, p.v.row, run.count, width);
         run.panels = packed;
-        run.stride = value_stride;
-        run.unseen = partial && !finite;
+        run.panel_stride = value_stride;
+        run.unseen = run.partial && !finite;
       }
-      masked |= run.unseen;
-      state.score(to, n);
-      filled += rows;
-      column += n;
+      state.score(run, filled);
+      filled += 2 * run.pairs();
+      column += run.count;
       if (filled == kColumns) flush();
     }
   }
