@@ -1,4 +1,4 @@
-// Results: tensors made without the dispatcher, and checks of those that a caller hands in.
+// Results with strides of their own, made without the dispatcher, and where tensors lie.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -33,29 +33,5 @@ struct ByteSpan {
   }
   bool meets(const ByteSpan& other) const { return begin < other.end && other.begin < end; }
 };
-
-// Refuses an `out` of another shape, dtype or device than `like`, whose rows are not contiguous, or whose own
-// elements share memory. Overlap with inputs is for the operator to judge.
-inline void check_out(const Tensor& out, const Tensor& like, const char* name) {
-  check_like(out, like, name);
-  constexpr int64_t kMostDims = 8;
-  const int64_t dims = out.dim();
-  STD_TORCH_CHECK(dims <= kMostDims, name, ": too many dimensions");
-  int64_t order[kMostDims];
-  int64_t used = 0;  // dimensions by rising stride
-  for (int64_t i = 0; i < dims; ++i) {
-    if (out.size(i) == 1) continue;
-    int64_t at = used++;
-    for (; at > 0 && out.stride(order[at - 1]) > out.stride(i); --at) order[at] = order[at - 1];
-    order[at] = i;
-  }
-  int64_t reach = 1;
-  bool apart = dims == 0 || out.size(dims - 1) <= 1 || out.stride(dims - 1) == 1;
-  for (int64_t i = 0; i < used; ++i) {
-    apart = apart && out.stride(order[i]) >= reach;
-    reach = out.stride(order[i]) * out.size(order[i]);
-  }
-  STD_TORCH_CHECK(apart || out.numel() == 0, name, ": rows that are not contiguous, or elements that share memory");
-}
 
 }  // namespace videoar
