@@ -128,7 +128,7 @@ Tensor range_attention_out(const Tensor& q, const Tensor& k, const Tensor& v, co
                            const OptionalTensor& q_ranges, const OptionalTensor& key_ptr,
                            const OptionalTensor& key_ranges, double scale, Tensor out) {
   const AttentionShape shape = shape_of(q, k, v, scale);
-  check_out(out, q, "range_attention: out");
+  check_output(out, q, "range_attention: out");
   const ByteSpan span(out);
   STD_TORCH_CHECK(!span.meets(ByteSpan(q)) && !span.meets(ByteSpan(k)) && !span.meets(ByteSpan(v)),
                   "range_attention: out overlaps an input");
