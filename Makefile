@@ -26,8 +26,10 @@ build: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/.ready)
 demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
 
+# Where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
 test: $(READY)
 	$(PYTHON) -m pytest tests
+	! grep -qs avx2 /proc/cpuinfo || grep -qs avx512_bf16 /proc/cpuinfo || $(MAKE) emulate PYTHON=$(PYTHON)
 
 # Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
 bench: $(READY)
