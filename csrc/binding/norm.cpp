@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln_norm_backward(const Tensor& gra
   const int64_t tokens[2] = {forward.scale.tokens, forward.shift.tokens};
   STD_TORCH_CHECK(tokens[0] % tokens[1] == 0 || tokens[1] % tokens[0] == 0, "adaln_norm: frames that do not nest");
   const NormTasks tasks = norm_tasks(forward.size, tokens[0], tokens[1]);
-  const Tensor partial = empty_dense(x, {tasks.count, 3, x.size(2)}, wide);
+  const Tensor partial = empty_dense(x, {tasks.count, 3, padded_width(x.size(2))}, wide);
   norm_kernels().adaln_norm_backward({forward, rows_of(grads), grad_x.mutable_data_ptr(),
                                       grad_weight.mutable_data_ptr(), grad_scale.mutable_data_ptr(),
                                       grad_shift.mutable_data_ptr(), partial.mutable_data_ptr()});

@@ -43,7 +43,8 @@ struct AdalnParams {
   DType dtype;
 };
 
-// Gradients of the above, dense; those of absent arguments are null. partial: norm_tasks() rows of 3 * width, scratch.
+// Gradients of the above, dense; those of absent arguments are null. partial: norm_tasks() times 3 rows of
+// padded_width(), scratch.
 struct AdalnBackwardParams {
   AdalnParams forward;  // without `out`
   TokenRows grad_out;
@@ -102,6 +103,9 @@ struct SwigluBackwardParams {
 // lie inside one such group or hold whole groups, and whose bounds do not depend on the number of threads: so the
 // sums come out the same for any number. A group shorter than kGroupInTask rows never crosses a task.
 constexpr int64_t kGroupInTask = 64;
+
+// Rows of sums are padded, so that whole vectors fit.
+static inline int64_t padded_width(int64_t width) { return (width + 31) / 32 * 32; }
 
 struct NormTasks {
   int64_t span, run, runs_per_span, count;  // rows of a span and of a run; runs are cut from spans
