@@ -14,7 +14,7 @@ namespace VIDEOAR_ISA {
 template <class T>
 constexpr int kVectors = std::is_same_v<T, bf16> ? 2 : 1;
 template <class T>
-constexpr int kStep = kVectors<T>* kLanes<Accumulator<T>>;
+constexpr int kStep = kVectors<T> * kLanes<Accumulator<T>>;
 static_assert(kStep<bf16> <= 32 && kStep<float> <= 32, "norm_row() pads to 32");
 
 template <class T>
