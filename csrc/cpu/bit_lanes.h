@@ -12,7 +12,7 @@ namespace VIDEOAR_ISA {
 
 static inline int64_t packed_bytes(int64_t dim) { return (dim + 7) / 8; }
 
-// One bit per lane, from lanes that are all ones or all zeros.
+// One bit per lane: its sign, so that all ones count as one and all zeros as zero.
 static inline uint32_t lanes_to_bits(Mask<float> m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)m);
@@ -22,7 +22,7 @@ static inline uint32_t lanes_to_bits(Mask<float> m) {
   return uint32_t(_mm_movemask_ps((__m128)m));
 #else
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes<float>; ++i) bits |= uint32_t(m[i] & 1) << i;
+  for (int i = 0; i < kLanes<float>; ++i) bits |= (uint32_t(m[i]) >> 31) << i;
   return bits;
 #endif
 }
@@ -35,7 +35,7 @@ static inline uint32_t lanes_to_bits(Mask<double> m) {
   return uint32_t(_mm_movemask_pd((__m128d)m));
 #else
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes<double>; ++i) bits |= uint32_t(m[i] & 1) << i;
+  for (int i = 0; i < kLanes<double>; ++i) bits |= uint32_t(uint64_t(m[i]) >> 63) << i;
   return bits;
 #endif
 }
