@@ -13,7 +13,7 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.masks import RangeMask
 
 _NO_ARRAYS = (None,) * 4
@@ -73,7 +73,7 @@ def range_attention(
     if out is None:
         out, lse = run(_op, lambda: _check(q, k, v, mask), q, k, v, *arrays, scale)
     else:
-        lse = run(_out_op, lambda: _check(q, k, v, mask, out), q, k, v, *arrays, scale, out)
+        lse = run_into(out, _out_op, lambda: _check(q, k, v, mask, out), q, k, v, *arrays, scale, out)
     return (out, lse) if return_lse else out
 
 
@@ -170,17 +170,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("videoar_kernels::range_attention")
+@register_fake("videoar_kernels::range_attention")
 def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _empty_heads(q), q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
 
 
-@torch.library.register_fake("videoar_kernels::range_attention_out")
+@register_fake("videoar_kernels::range_attention_out")
 def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale, out):
     return q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
 
 
-@torch.library.register_fake("videoar_kernels::range_attention_backward")
+@register_fake("videoar_kernels::range_attention_backward")
 def _(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _empty_heads(q), _empty_heads(k), _empty_heads(v)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.bit_checks import check_float, check_packed, per_token
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run
 from videoar_kernels.reference.bits import BitLoss
 
 
@@ -84,7 +84,7 @@ def _entropy_gradient(ctx, grad_loss, grad_per_scale, *unused):
 torch.library.register_autograd("videoar_kernels::bit_cross_entropy", _entropy_gradient, setup_context=_save_entropy)
 
 
-@torch.library.register_fake("videoar_kernels::bit_cross_entropy")
+@register_fake("videoar_kernels::bit_cross_entropy")
 def _(logits, bits, weight, scale_ids, num_scales):
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     mean, scales = logits.new_empty((), dtype=wide), logits.new_empty((num_scales,), dtype=wide)
@@ -92,7 +92,7 @@ def _(logits, bits, weight, scale_ids, num_scales):
     return mean, scales, torch.empty_like(mean), torch.empty_like(scales), totals
 
 
-@torch.library.register_fake("videoar_kernels::bit_cross_entropy_backward")
+@register_fake("videoar_kernels::bit_cross_entropy_backward")
 def _(grad_loss, grad_per_scale, logits, bits, weight, scale_ids, totals):
     return logits.new_empty(logits.shape)
 

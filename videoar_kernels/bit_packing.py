@@ -14,7 +14,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.bit_checks import check_float, check_out, check_packed
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 
 
 def pack_bits(bits: Tensor) -> Tensor:
@@ -78,26 +78,26 @@ def bits_to_code(
 
     if dim is not None and out.shape[-1:] != (dim,):
         check_code()
-    run(ops.bits_to_code_out.default, check_code, bits, out)
+    run_into(out, ops.bits_to_code_out.default, check_code, bits, out)
     return out
 
 
-@torch.library.register_fake("videoar_kernels::bits_to_code_out")
+@register_fake("videoar_kernels::bits_to_code_out")
 def _(bits, code):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::pack_bits")
+@register_fake("videoar_kernels::pack_bits")
 def _(ones):
     return ones.new_empty((*ones.shape[:-1], (ones.shape[-1] + 7) // 8), dtype=torch.uint8)
 
 
-@torch.library.register_fake("videoar_kernels::unpack_bits")
+@register_fake("videoar_kernels::unpack_bits")
 def _(bits, dim):
     return bits.new_empty((*bits.shape[:-1], dim), dtype=torch.bool)
 
 
-@torch.library.register_fake("videoar_kernels::bits_to_code")
+@register_fake("videoar_kernels::bits_to_code")
 def _(bits, dim, dtype):
     return bits.new_empty((*bits.shape[:-1], dim), dtype=dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.bit_checks import check_float, check_out, check_packed, check_probability, per_token, signed64
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.reference.bits import BSQ, SampledBits
 
 
@@ -41,7 +41,7 @@ def bsq_quantize(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> BSQ:
         check_float("bsq_quantize", "x", x)
         _check_coded("bsq_quantize", x, *out)
 
-    run(ops.bsq_quantize_out.default, check, x, *out)
+    run_into(out, ops.bsq_quantize_out.default, check, x, *out)
     return BSQ(*out)
 
 
@@ -93,7 +93,7 @@ def flip_bits(
     value = p if token_p is None else 0.0
     if out is None:
         return run(ops.flip_bits.default, check, bits, value, token_p, dim, seed, offset)
-    run(ops.flip_bits_out.default, check, bits, value, token_p, dim, seed, offset, out)
+    run_into(out, ops.flip_bits_out.default, check, bits, value, token_p, dim, seed, offset, out)
     return out
 
 
@@ -151,7 +151,7 @@ def sample_bits(
     if out is None:
         code, bits = run(ops.sample_bits.default, check, *arguments)
         return SampledBits(bits, code)
-    run(ops.sample_bits_out.default, check, *arguments, *out)
+    run_into(out, ops.sample_bits_out.default, check, *arguments, *out)
     return SampledBits(*out)
 
 
@@ -183,32 +183,32 @@ def _packed_like(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], (x.shape[-1] + 7) // 8), dtype=torch.uint8)
 
 
-@torch.library.register_fake("videoar_kernels::bsq_quantize")
+@register_fake("videoar_kernels::bsq_quantize")
 def _(x):
     return x.new_empty(x.shape), _packed_like(x)
 
 
-@torch.library.register_fake("videoar_kernels::bsq_quantize_out")
+@register_fake("videoar_kernels::bsq_quantize_out")
 def _(x, bits, code):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::flip_bits_out")
+@register_fake("videoar_kernels::flip_bits_out")
 def _(bits, p, token_p, dim, seed, offset, out):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::sample_bits_out")
+@register_fake("videoar_kernels::sample_bits_out")
 def _(logits, uncond, guidance, token_guidance, temperature, seed, offset, bits, code):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::flip_bits")
+@register_fake("videoar_kernels::flip_bits")
 def _(bits, p, token_p, dim, seed, offset):
     return bits.new_empty(bits.shape)
 
 
-@torch.library.register_fake("videoar_kernels::sample_bits")
+@register_fake("videoar_kernels::sample_bits")
 def _(logits, uncond, guidance, token_guidance, temperature, seed, offset):
     return logits.new_empty(logits.shape), _packed_like(logits)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.kv_cursors import RingCursors
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run_into
 from videoar_kernels.reference.kv_cache import CacheView
 
 
@@ -154,9 +154,10 @@ class KVCache:
             self._place(layers, positions, length)
             positions = None
         dims = (0, 0, 0) if positions is None else self._check_dims(dims)
+        k_buffers, v_buffers = [self.k[i] for i in layers], [self.v[i] for i in layers]
         ops.kv_cache_append(
-            [self.k[i] for i in layers],
-            [self.v[i] for i in layers],
+            k_buffers,
+            v_buffers,
             [k.detach() for k in ks],
             [v.detach() for v in vs],
             [w.detach() for w in weights],
@@ -168,6 +169,8 @@ class KVCache:
             theta,
             interleaved,
         )
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(k_buffers + v_buffers)
         self._pending.update(dict.fromkeys(layers, length))
 
     def _append_layer(self, layer, k, v, k_weight, positions, eps, dims, theta, interleaved) -> None:
@@ -186,7 +189,7 @@ class KVCache:
             k, v, k_weight = k.detach(), v.detach(), None if k_weight is None else k_weight.detach()
         buffers = self.k[layer], self.v[layer]
         rest = (self._cursors.total, self.sink, eps, dims or (), theta, interleaved)
-        run(ops.kv_cache_append_layer.default, check, *buffers, k, v, k_weight, positions, *rest)
+        run_into(buffers, ops.kv_cache_append_layer.default, check, *buffers, k, v, k_weight, positions, *rest)
         self._pending[layer] = length
 
     def commit(self, *, close: bool = True) -> int:
@@ -315,12 +318,12 @@ class KVCache:
         return dims
 
 
-@torch.library.register_fake("videoar_kernels::kv_cache_append")
+@register_fake("videoar_kernels::kv_cache_append")
 def _(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, eps, dims, theta, interleaved):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::kv_cache_append_layer")
+@register_fake("videoar_kernels::kv_cache_append_layer")
 def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, eps, dims, theta, interleaved):
     return None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 
@@ -55,6 +57,32 @@ def run(op: Callable, check: Callable[[], object], first: Tensor, *rest: object)
     finally:
         if above:
             _exclude(_AUTOGRAD, False)
+
+
+def run_into(written: Tensor | Sequence[Tensor], op: Callable, check: Callable, first: Tensor, *rest: object):
+    """`run` for an operator that writes into `written`; autograd sees the change, as after PyTorch's own operators."""
+    result = run(op, check, first, *rest)
+    if not _is_compiling():
+        torch.autograd.graph.increment_version(written)
+    return result
+
+
+def register_fake(name: str) -> Callable:
+    """`torch.library.register_fake`, refusing a CPU tensor among tensors of the meta device, which get here too."""
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(*args):
+            tensors = (u for t in args for u in (t if isinstance(t, (list, tuple)) else (t,)) if isinstance(u, Tensor))
+            first = next(tensors)
+            if first.is_cpu and not isinstance(first, FakeTensor):
+                raise RuntimeError(f"{name}: expected all tensors on one device, got some on cpu and some on meta")
+            return function(*args)
+
+        torch.library.register_fake(name)(checked)
+        return function
+
+    return register
 
 
 def cpu_isa() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,7 +81,7 @@ def packed_linear(
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError("packed_linear: expected no gradient to be needed with out=")
     check_out = lambda: _check_out(x, packed, out_features, bias, out)  # noqa: E731
-    run(ops.packed_linear_out.default, check_out, x, packed, bias, out_features, out)
+    run_into(out, ops.packed_linear_out.default, check_out, x, packed, bias, out_features, out)
     return out
 
 
@@ -130,6 +130,8 @@ class PackedLinear(nn.Module):
         return packed.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"PackedLinear: expected x (..., {self.in_features}), got {tuple(x.shape)}")
         return packed_linear(x, self.packed, self.out_features, self.bias)
 
     def extra_repr(self) -> str:
@@ -203,17 +205,17 @@ def _gradients(ctx, grad_out):
 torch.library.register_autograd("videoar_kernels::packed_linear", _gradients, setup_context=_save)
 
 
-@torch.library.register_fake("videoar_kernels::pack_linear_weight")
+@register_fake("videoar_kernels::pack_linear_weight")
 def _(weight):
     return weight.new_empty(_packed_shape(weight.dtype, *weight.shape))
 
 
-@torch.library.register_fake("videoar_kernels::packed_linear")
+@register_fake("videoar_kernels::packed_linear")
 def _(x, packed, bias, out_features):
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-@torch.library.register_fake("videoar_kernels::packed_linear_out")
+@register_fake("videoar_kernels::packed_linear_out")
 def _(x, packed, bias, out_features, out):
     return None
 

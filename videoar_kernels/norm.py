@@ -14,7 +14,7 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
 
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -74,7 +74,7 @@ def adaln_norm(
         scale, shift, weight = _adaln_arguments(x, scale, shift, weight)
     if out is None:
         return run(ops.adaln_norm.default, check, x, scale, shift, weight, eps, layer)
-    run(ops.adaln_norm_out.default, check, x, scale, shift, weight, eps, layer, out)
+    run_into(out, ops.adaln_norm_out.default, check, x, scale, shift, weight, eps, layer, out)
     return out
 
 
@@ -112,7 +112,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = N
         gate = _expanded(x, gate)
     if out is None:
         return run(ops.gated_residual.default, check, x, y, gate)
-    run(ops.gated_residual_out.default, check, x, y, gate, out)
+    run_into(out, ops.gated_residual_out.default, check, x, y, gate, out)
     return out
 
 
@@ -146,7 +146,7 @@ def swiglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     if out is None:
         return run(ops.swiglu.default, check, gate, up)
-    run(ops.swiglu_out.default, check, gate, up, out)
+    run_into(out, ops.swiglu_out.default, check, gate, up, out)
     return out
 
 
@@ -230,48 +230,48 @@ torch.library.register_autograd(
 torch.library.register_autograd("videoar_kernels::swiglu", _swiglu_gradients, setup_context=_save_swiglu)
 
 
-@torch.library.register_fake("videoar_kernels::adaln_norm")
+@register_fake("videoar_kernels::adaln_norm")
 def _(x, scale, shift, weight, eps, layer):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("videoar_kernels::adaln_norm_backward")
+@register_fake("videoar_kernels::adaln_norm_backward")
 def _(grad_out, x, scale, shift, weight, eps, layer):
     others = (x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (scale, shift, weight))
     return x.new_empty(x.shape), *others
 
 
-@torch.library.register_fake("videoar_kernels::gated_residual")
+@register_fake("videoar_kernels::gated_residual")
 def _(x, y, gate):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("videoar_kernels::gated_residual_backward")
+@register_fake("videoar_kernels::gated_residual_backward")
 def _(grad_out, y, gate):
     return y.new_empty(y.shape), gate.new_empty(gate.shape)
 
 
-@torch.library.register_fake("videoar_kernels::swiglu")
+@register_fake("videoar_kernels::swiglu")
 def _(gate, up):
     return gate.new_empty(gate.shape)
 
 
-@torch.library.register_fake("videoar_kernels::swiglu_backward")
+@register_fake("videoar_kernels::swiglu_backward")
 def _(grad_out, gate, up):
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-@torch.library.register_fake("videoar_kernels::adaln_norm_out")
+@register_fake("videoar_kernels::adaln_norm_out")
 def _(x, scale, shift, weight, eps, layer, out):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::gated_residual_out")
+@register_fake("videoar_kernels::gated_residual_out")
 def _(x, y, gate, out):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::swiglu_out")
+@register_fake("videoar_kernels::swiglu_out")
 def _(gate, up, out):
     return None
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bit_checks import check_float, check_packed, signed64
+from videoar_kernels.bit_checks import check_float, check_packed, check_probability, signed64
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops
+from videoar_kernels.library import ops, register_fake
 from videoar_kernels.reference.pyramid import Pyramid, Scale, Step
 
 
@@ -77,6 +77,7 @@ def pyramid_encode(
     if flip_p is not None:
         if seed is None:
             raise ValueError("pyramid_encode: expected a seed with flip_p, got None")
+        check_probability("pyramid_encode", flip_p)
         if not isinstance(flip_p, Tensor):
             flip_p = torch.full((1, 1, 1), flip_p, dtype=torch.float64, device=z.device)
         try:
@@ -121,6 +122,8 @@ def pyramid_decode(
         raise ValueError(f"pyramid_decode: expected bits of shape (B, T, {tokens}, bytes), got {tuple(bits.shape)}")
     if keep is not None:
         if not isinstance(keep, Tensor):
+            if not 0 <= keep <= len(scales):
+                raise ValueError(f"pyramid_decode: expected keep within [0, {len(scales)}], got {keep}")
             keep = torch.full((1, 1), keep, dtype=torch.int64, device=bits.device)
         if keep.ndim > 2 or keep.is_floating_point():
             raise ValueError(f"pyramid_decode: expected keep as integers (B,) or (B, T), got {tuple(keep.shape)}")
@@ -205,34 +208,34 @@ def _tokens(flat: Sequence[int]) -> int:
     return sum(h * w for h, w in _pairs(flat))
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_encode")
+@register_fake("videoar_kernels::pyramid_encode")
 def _(z, scales, flip_p, seed, offset, inherit):
     tokens = (*z.shape[:2], _tokens(scales))
     labels = z.new_empty((*tokens, (z.shape[-1] + 7) // 8), dtype=torch.uint8)
     return z.new_empty(z.shape), z.new_empty((*tokens, z.shape[-1])), labels
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_encode_backward")
+@register_fake("videoar_kernels::pyramid_encode_backward")
 def _(grad_total, scales):
     return grad_total.new_empty(grad_total.shape)
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_decode")
+@register_fake("videoar_kernels::pyramid_decode")
 def _(bits, scales, dim, keep, dtype):
     return bits.new_empty((*bits.shape[:2], *scales[-2:], dim), dtype=dtype)
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_resample")
+@register_fake("videoar_kernels::pyramid_resample")
 def _(x, scales):
     return x.new_empty((*x.shape[:2], _tokens(scales), x.shape[-1]))
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_resample_backward")
+@register_fake("videoar_kernels::pyramid_resample_backward")
 def _(grad, scales, height, width):
     return grad.new_empty((*grad.shape[:2], height, width, grad.shape[-1]))
 
 
-@torch.library.register_fake("videoar_kernels::pyramid_step")
+@register_fake("videoar_kernels::pyramid_step")
 def _(total, bits, scales):
     following = total.new_empty((total.shape[0], _tokens(scales[2:]), total.shape[-1]))
     return total.new_empty(total.shape), following

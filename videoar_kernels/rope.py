@@ -16,7 +16,7 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, run
+from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out, overlaps_partly
 
 POSITION_DTYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
@@ -61,7 +61,7 @@ def rope_3d(
 
     if out is None:
         return run(ops.rope_3d.default, check, x, positions, dims, theta, interleaved, False)
-    run(ops.rope_3d_out.default, check, x, positions, dims, theta, interleaved, False, out)
+    run_into(out, ops.rope_3d_out.default, check, x, positions, dims, theta, interleaved, False, out)
     return out
 
 
@@ -93,7 +93,7 @@ def rope_3d_(
         _check("rope_3d_", x, positions, dims)
         check_out("rope_3d_", "x", x, x, {"x": x, "positions": positions})
 
-    run(ops.rope_3d_.default, check, x, positions, dims, theta, interleaved, False)
+    run_into(x, ops.rope_3d_.default, check, x, positions, dims, theta, interleaved, False)
     return x
 
 
@@ -156,7 +156,7 @@ def qk_norm_rope(
         q_weight, k_weight = _computed(q, q_weight, full_width), _computed(k, k_weight, full_width)
     if out is None:
         return run(ops.qk_norm_rope.default, check, q, k, q_weight, k_weight, positions, *options)
-    run(ops.qk_norm_rope_out.default, check, q, k, q_weight, k_weight, positions, *options, *out)
+    run_into(out, ops.qk_norm_rope_out.default, check, q, k, q_weight, k_weight, positions, *options, *out)
     return out
 
 
@@ -310,32 +310,32 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.register_fake("videoar_kernels::rope_3d")
+@register_fake("videoar_kernels::rope_3d")
 def _(x, positions, dims, theta, interleaved, inverse):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("videoar_kernels::rope_3d_out")
+@register_fake("videoar_kernels::rope_3d_out")
 def _(x, positions, dims, theta, interleaved, inverse, out):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::qk_norm_rope_out")
+@register_fake("videoar_kernels::qk_norm_rope_out")
 def _(q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width, q_out, k_out):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::rope_3d_")
+@register_fake("videoar_kernels::rope_3d_")
 def _(x, positions, dims, theta, interleaved, inverse):
     return None
 
 
-@torch.library.register_fake("videoar_kernels::qk_norm_rope")
+@register_fake("videoar_kernels::qk_norm_rope")
 def _(q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width):
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.register_fake("videoar_kernels::qk_norm_rope_backward")
+@register_fake("videoar_kernels::qk_norm_rope_backward")
 def _(grad_q, grad_k, q, k, q_weight, k_weight, positions, eps, dims, theta, interleaved, full_width):
     return tuple(t.new_empty(t.shape) for t in (q, k, q_weight, k_weight))
 

@@ -93,3 +93,44 @@ def test_streamed_outputs_at_any_alignment(isa, offset):
         vk.swiglu(x, x, out=middle.view(x.shape))
         assert torch.equal(middle.view(x.shape)[:, :300], vk.swiglu(x[:, :300], x[:, :300]))
     assert not out[:offset].any() and not out[offset + x.numel() :].any()
+
+
+def test_a_tensor_elsewhere_is_refused_at_inference():
+    x = torch.randn(1, 2, 4, 8)
+    elsewhere = torch.empty(1, 2, 4, 8, device="meta")
+    with torch.no_grad():
+        for call in (
+            lambda: vk.swiglu(x, elsewhere),
+            lambda: vk.range_attention(x, elsewhere, x),
+            lambda: vk.range_attention(x, x, x, out=elsewhere),
+            lambda: vk.qk_norm_rope(x, elsewhere, None, None, torch.zeros(4, 3)),
+        ):
+            with pytest.raises((TypeError, ValueError, RuntimeError), match=r"expected .* on "):
+                call()
+
+
+def test_autograd_notices_what_was_written_in_place():
+    x, w = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8, requires_grad=True)
+    for write in (
+        lambda: vk.rope_3d_(x, torch.ones(4, 3)),
+        lambda: vk.swiglu(x, x, out=x),
+        lambda: vk.range_attention(x.clone(), x.clone(), x.clone(), out=x),
+    ):
+        product = (w * x).sum()
+        with torch.no_grad():
+            write()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+def test_attention_notices_an_append_between_forward_and_backward():
+    cache = vk.KVCache(1, 1, 2, 8, 16)
+    block = torch.randn(1, 2, 4, 16)
+    for layer, ks in ((0, block), ([0], [block])):
+        cache.append(layer, ks, ks)
+        view = cache.view(0)
+        q = torch.randn(1, 2, 4, 16, requires_grad=True)
+        out = vk.range_attention(q, view.k, view.v, view.mask(4)).sum()
+        cache.append(layer, ks, ks)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.backward()
