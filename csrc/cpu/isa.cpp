@@ -64,10 +64,11 @@ std::atomic<int>& current() {
 
 bool is_built(Isa isa) {
   switch (isa) {
-    case Isa::portable: return true;
-    VIDEOAR_IF_AVX2(case Isa::avx2 : return true;)
-    VIDEOAR_IF_AVX512(case Isa::avx512 : return true;)
-    VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return true;)
+    case Isa::portable:
+      return true;
+      VIDEOAR_IF_AVX2(case Isa::avx2 : return true;)
+      VIDEOAR_IF_AVX512(case Isa::avx512 : return true;)
+      VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return true;)
     default: return false;
   }
 }

@@ -44,18 +44,18 @@ int isa_from_name(const char* name);
 
 // Each kernel family declares a table `Table` of function pointers. Every instruction set defines one in its
 // own namespace, and `name()` returns the table of the active one.
-#define VIDEOAR_DECLARE_KERNELS(Table, name)                                       \
-  namespace portable {                                                             \
-  extern const Table name;                                                         \
-  }                                                                                \
-  VIDEOAR_IF_AVX2(namespace avx2 { extern const Table name; })                     \
-  VIDEOAR_IF_AVX512(namespace avx512 { extern const Table name; })                 \
-  VIDEOAR_IF_AVX512_BF16(namespace avx512_bf16 { extern const Table name; })       \
-  inline const Table& name() {                                                     \
-    switch (active_isa()) {                                                        \
-      VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return avx512_bf16::name;)    \
-      VIDEOAR_IF_AVX512(case Isa::avx512 : return avx512::name;)                   \
-      VIDEOAR_IF_AVX2(case Isa::avx2 : return avx2::name;)                         \
-      default: return portable::name;                                              \
-    }                                                                              \
+#define VIDEOAR_DECLARE_KERNELS(Table, name)                                    \
+  namespace portable {                                                          \
+  extern const Table name;                                                      \
+  }                                                                             \
+  VIDEOAR_IF_AVX2(namespace avx2 { extern const Table name; })                  \
+  VIDEOAR_IF_AVX512(namespace avx512 { extern const Table name; })              \
+  VIDEOAR_IF_AVX512_BF16(namespace avx512_bf16 { extern const Table name; })    \
+  inline const Table& name() {                                                  \
+    switch (active_isa()) {                                                     \
+      VIDEOAR_IF_AVX512_BF16(case Isa::avx512_bf16 : return avx512_bf16::name;) \
+      VIDEOAR_IF_AVX512(case Isa::avx512 : return avx512::name;)                \
+      VIDEOAR_IF_AVX2(case Isa::avx2 : return avx2::name;)                      \
+      default: return portable::name;                                           \
+    }                                                                           \
   }
