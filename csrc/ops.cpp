@@ -79,10 +79,10 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "-> ()");
   m.def(
       "sample_bits(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "
-      "SymInt seed, SymInt offset) -> (Tensor, Tensor)");
+      "SymInt seed, Tensor? seeds, SymInt offset) -> (Tensor, Tensor)");
   m.def(
       "sample_bits_out(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "
-      "SymInt seed, SymInt offset, Tensor(a!) bits, Tensor(b!) code) -> ()");
+      "SymInt seed, Tensor? seeds, SymInt offset, Tensor(a!) bits, Tensor(b!) code) -> ()");
   m.def(
       "bit_cross_entropy(Tensor logits, Tensor bits, Tensor? weight, Tensor? scale_ids, SymInt num_scales) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");

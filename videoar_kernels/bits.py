@@ -112,7 +112,7 @@ def sample_bits(
     uncond: Tensor | None = None,
     guidance: float | Tensor = 1.0,
     temperature: float = 1.0,
-    seed: int,
+    seed: int | Tensor,
     offset: int = 0,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> SampledBits:
@@ -124,7 +124,8 @@ def sample_bits(
         guidance: logit = uncond + guidance * (logits - uncond); a float, or a tensor broadcastable to
             `logits.shape[:-1]`.
         temperature: p = sigmoid(logit / temperature); 0 is greedy, bit = logit > 0.
-        seed: key of the random generator, within [0, 2^64).
+        seed: key of the random generator, within [0, 2^64); or int64 (B,), one for each sample of logits (B, ..., d),
+            whose elements are then numbered from 0: a sample's bits don't depend on the rest of the batch.
         offset: second half of its counter (for example the sampling step), within [0, 2^64).
         out: (bits, code) to write to, dense; `code` may be logits or uncond.
     Returns:
@@ -141,13 +142,16 @@ def sample_bits(
         guidance = 1.0
 
     def check() -> None:
-        _check_sample(logits, uncond, temperature, out)
+        _check_sample(logits, uncond, temperature, seeds, out)
 
+    seeds = None
+    if isinstance(seed, Tensor):
+        seed, seeds = 0, seed
     seed, offset = signed64("sample_bits", "seed", seed), signed64("sample_bits", "offset", offset)
     if torch.is_grad_enabled():
         check()
         logits, uncond = logits.detach(), None if uncond is None else uncond.detach()
-    arguments = (logits, uncond, guidance, token_guidance, temperature, seed, offset)
+    arguments = (logits, uncond, guidance, token_guidance, temperature, seed, seeds, offset)
     if out is None:
         code, bits = run(ops.sample_bits.default, check, *arguments)
         return SampledBits(bits, code)
@@ -155,8 +159,21 @@ def sample_bits(
     return SampledBits(*out)
 
 
-def _check_sample(logits: Tensor, uncond: Tensor | None, temperature: float, out: tuple[Tensor, Tensor] | None) -> None:
+def _check_sample(
+    logits: Tensor,
+    uncond: Tensor | None,
+    temperature: float,
+    seeds: Tensor | None,
+    out: tuple[Tensor, Tensor] | None,
+) -> None:
     check_float("sample_bits", "logits", logits)
+    if seeds is not None and not (
+        logits.ndim > 1 and seeds.shape == logits.shape[:1] and seeds.dtype == torch.int64 and len(seeds) > 0
+    ):
+        raise ValueError(
+            f"sample_bits: expected seed of int64, one for each of the samples of logits {tuple(logits.shape)}, "
+            f"got {tuple(seeds.shape)} {seeds.dtype}"
+        )
     if uncond is not None and (uncond.shape != logits.shape or uncond.dtype != logits.dtype):
         raise ValueError(
             f"sample_bits: expected uncond like logits {tuple(logits.shape)} {logits.dtype}, "
@@ -199,7 +216,7 @@ def _(bits, p, token_p, dim, seed, offset, out):
 
 
 @register_fake("videoar_kernels::sample_bits_out")
-def _(logits, uncond, guidance, token_guidance, temperature, seed, offset, bits, code):
+def _(logits, uncond, guidance, token_guidance, temperature, seed, seeds, offset, bits, code):
     return None
 
 
@@ -209,7 +226,7 @@ def _(bits, p, token_p, dim, seed, offset):
 
 
 @register_fake("videoar_kernels::sample_bits")
-def _(logits, uncond, guidance, token_guidance, temperature, seed, offset):
+def _(logits, uncond, guidance, token_guidance, temperature, seed, seeds, offset):
     return logits.new_empty(logits.shape), _packed_like(logits)
 
 
@@ -217,7 +234,8 @@ def _reference_flip(bits, p, token_p, dim, seed, offset):
     return reference.bits.flip_bits(bits, p if token_p is None else token_p, seed=seed, offset=offset, dim=dim)
 
 
-def _reference_sample(logits, uncond, guidance, token_guidance, temperature, seed, offset):
+def _reference_sample(logits, uncond, guidance, token_guidance, temperature, seed, seeds, offset):
+    seed = seed if seeds is None else seeds
     guidance = guidance if token_guidance is None else token_guidance
     options = {"guidance": guidance, "temperature": temperature, "seed": seed, "offset": offset}
     bits, code = reference.bits.sample_bits(logits, uncond=uncond, **options)

@@ -192,6 +192,22 @@ class KVCache:
         run_into(buffers, ops.kv_cache_append_layer.default, check, *buffers, k, v, k_weight, positions, *rest)
         self._pending[layer] = length
 
+    def mark_pending(self, length: int) -> None:
+        """Counts `length` tokens as pending in every layer, written by a CUDA graph that was captured at this place.
+
+        Args:
+            length: Tokens of the block.
+
+        Raises:
+            ValueError: The block does not fit, or the cache is relative: a graph cannot renumber its positions.
+        """
+        if self.relative or not 0 < length <= self.capacity - self.length:
+            raise ValueError(
+                f"KVCache.mark_pending: expected 1 to {self.capacity - self.length} tokens and absolute positions, "
+                f"got {length} tokens, relative={self.relative}"
+            )
+        self._pending = dict.fromkeys(range(self.layers), length)
+
     def commit(self, *, close: bool = True) -> int:
         """Keeps the pending block and, where the cache has a window, drops what has left it.
 

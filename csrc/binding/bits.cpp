@@ -121,13 +121,25 @@ struct SampleInputs {
   Rows logits, base;
   std::optional<Tensor>& token_guidance;
   const double* row_guidance;
+  const int64_t* seeds = nullptr;
+  int64_t sample_rows = 0;
   bool guided;
 
-  SampleInputs(const Tensor& x, const std::optional<Tensor>& uncond, std::optional<Tensor>& token_guidance)
+  SampleInputs(const Tensor& x, const std::optional<Tensor>& uncond, std::optional<Tensor>& token_guidance,
+               std::optional<Tensor>& sample_seeds)
       : logits(x), base(uncond.has_value() ? *uncond : x), token_guidance(token_guidance), guided(uncond.has_value()) {
     dtype_of(x);
     if (guided) check_like(*uncond, x, "sample_bits: uncond");
     row_guidance = row_values(token_guidance, logits.rows, "sample_bits: expected one float64 guidance per token");
+    if (sample_seeds.has_value()) {
+      const int64_t samples = x.dim() > 1 ? x.size(0) : 0;
+      STD_TORCH_CHECK(sample_seeds->dim() == 1 && sample_seeds->numel() == samples && samples > 0 &&
+                          sample_seeds->scalar_type() == ScalarType::Long && sample_seeds->is_cpu(),
+                      "sample_bits: expected one int64 seed per sample");
+      sample_seeds = torch::stable::contiguous(*sample_seeds);
+      seeds = static_cast<const int64_t*>(sample_seeds->const_data_ptr());
+      sample_rows = logits.rows / samples;
+    }
   }
   void into(double guidance, double temperature, int64_t seed, int64_t offset, const Tensor& bits,
             const Tensor& code) const {
@@ -135,14 +147,14 @@ struct SampleInputs {
     bits_kernels().sample({logits.tensor.const_data_ptr(), guided ? base.tensor.const_data_ptr() : nullptr,
                            row_guidance, mutable_bytes(bits), code.mutable_data_ptr(), guidance, temperature,
                            logits.rows, logits.width, logits.stride, base.stride, uint64_t(seed), uint64_t(offset),
-                           dtype_of(logits.tensor)});
+                           seeds, sample_rows, dtype_of(logits.tensor)});
   }
 };
 
 std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tensor> uncond, double guidance,
                                        std::optional<Tensor> token_guidance, double temperature, int64_t seed,
-                                       int64_t offset) {
-  const SampleInputs in(logits, uncond, token_guidance);
+                                       std::optional<Tensor> seeds, int64_t offset) {
+  const SampleInputs in(logits, uncond, token_guidance, seeds);
   Tensor bits = empty_dense(logits, with_last(logits, (in.logits.width + 7) / 8), ScalarType::Byte);
   Tensor code = empty_dense(logits, sizes_of(logits));
   in.into(guidance, temperature, seed, offset, bits, code);
@@ -150,9 +162,9 @@ std::tuple<Tensor, Tensor> sample_bits(const Tensor& logits, std::optional<Tenso
 }
 
 void sample_bits_out(const Tensor& logits, std::optional<Tensor> uncond, double guidance,
-                     std::optional<Tensor> token_guidance, double temperature, int64_t seed, int64_t offset,
-                     const Tensor& bits, const Tensor& code) {
-  const SampleInputs in(logits, uncond, token_guidance);
+                     std::optional<Tensor> token_guidance, double temperature, int64_t seed,
+                     std::optional<Tensor> seeds, int64_t offset, const Tensor& bits, const Tensor& code) {
+  const SampleInputs in(logits, uncond, token_guidance, seeds);
   check_dense_out(bits, logits, (in.logits.width + 7) / 8, ScalarType::Byte, "sample_bits: expected dense uint8 bits");
   check_dense_out(code, logits, in.logits.width, logits.scalar_type(),
                   "sample_bits: expected a dense code like logits");

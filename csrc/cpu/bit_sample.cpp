@@ -175,9 +175,25 @@ void sample(const SampleParams& p) {
       p.offset, p.seed);
 }
 
+template <class T>
+void sample_batch(const SampleParams& p) {
+  if (p.seeds == nullptr) return sample<T>(p);
+  for (int64_t row = 0; row < p.rows; row += p.sample_rows) {
+    SampleParams one = p;
+    one.logits = (const T*)p.logits + row * p.logits_stride;
+    if (p.uncond != nullptr) one.uncond = (const T*)p.uncond + row * p.uncond_stride;
+    if (p.row_guidance != nullptr) one.row_guidance += row;
+    one.bits += row * packed_bytes(p.dim);
+    one.code = (T*)p.code + row * p.dim;
+    one.seed = uint64_t(p.seeds[row / p.sample_rows]);
+    one.rows = p.sample_rows;
+    sample<T>(one);
+  }
+}
+
 }  // namespace
 
-void sample_bits(const SampleParams& p) { VIDEOAR_DISPATCH(p.dtype, sample, p) }
+void sample_bits(const SampleParams& p) { VIDEOAR_DISPATCH(p.dtype, sample_batch, p) }
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

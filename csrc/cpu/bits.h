@@ -59,6 +59,8 @@ struct SampleParams {
   double guidance, temperature;
   int64_t rows, dim, logits_stride, uncond_stride;
   uint64_t seed, offset;
+  const int64_t* seeds;  // one for every sample_rows rows, whose elements are numbered from 0; null: seed, for all
+  int64_t sample_rows;
   DType dtype;
 };
 

@@ -167,6 +167,22 @@ def test_guidance_may_differ_per_token(impl, isa):
     assert torch.equal(out.bits, numpy_pack(expected))
 
 
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_seed_per_sample_draws_each_as_if_alone(impl, isa, dtype):
+    for logits, uncond in zip(views((3, 5, 2, 9), dtype), views((3, 5, 2, 9), dtype), strict=True):
+        guidance = 4 * torch.rand(3, 5, 2, dtype=torch.float64)
+        seeds = [7, 2**63 - 1, 0]
+        for temperature in (0.8, 0):
+            options = dict(temperature=temperature, offset=3)
+            drawn = impl.sample_bits(logits, uncond=uncond, guidance=guidance, seed=torch.tensor(seeds), **options)
+            for i, seed in enumerate(seeds):
+                one = slice(i, i + 1)
+                alone = K.sample_bits(logits[one], uncond=uncond[one], guidance=guidance[one], seed=seed, **options)
+                assert torch.equal(drawn.bits[one], alone.bits)
+                assert torch.equal(drawn.code[one], alone.code)
+
+
 def test_sampled_bits_are_as_frequent_as_their_probability():
     logits = torch.tensor([-4.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 6.0]).expand(40000, 8)
     share = K.unpack_bits(K.sample_bits(logits, seed=8).bits).double().mean(0)
@@ -419,9 +435,10 @@ def op_samples():
         (ops.flip_bits, (packed, 0.0, token, 9, 5, 0)),
         (ops.bits_to_code_out, (packed, x.clone())),
         (ops.flip_bits_out, (packed, 0.3, None, 9, 5, 0, packed.clone())),
-        (ops.sample_bits_out, (x, None, 1.0, None, 1.0, 5, 0, packed.clone(), x.clone())),
-        (ops.sample_bits, (x, None, 1.0, None, 1.0, 5, 0)),
-        (ops.sample_bits, (x, x + 1, 1.0, token, 0.5, 5, 0)),
+        (ops.sample_bits_out, (x, None, 1.0, None, 1.0, 5, None, 0, packed.clone(), x.clone())),
+        (ops.sample_bits, (x, None, 1.0, None, 1.0, 5, None, 0)),
+        (ops.sample_bits, (x, None, 1.0, None, 1.0, 0, torch.arange(len(x)), 0)),
+        (ops.sample_bits, (x, x + 1, 1.0, token, 0.5, 5, None, 0)),
         (ops.bit_cross_entropy, (grad, packed, None, None, 1)),
         (ops.bit_cross_entropy, (grad, packed, token, ids, 2)),
         (ops.bit_cross_entropy_backward, (x[0, 0, 0], x[0, 0, :2], x, packed, token, ids, totals)),
@@ -483,6 +500,16 @@ LOGITS = torch.zeros(2, 3, 9)
             lambda: K.sample_bits(LOGITS, uncond=LOGITS[:1], seed=0),
             ValueError,
             "sample_bits: expected uncond like logits",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, seed=torch.zeros(len(LOGITS) + 1, dtype=torch.int64)),
+            ValueError,
+            "sample_bits: expected seed of int64, one for each of the samples",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, seed=torch.zeros(len(LOGITS))),
+            ValueError,
+            "sample_bits: expected seed of int64",
         ),
         (lambda: K.sample_bits(LOGITS, temperature=-1, seed=0), ValueError, "sample_bits: expected temperature >= 0"),
         (

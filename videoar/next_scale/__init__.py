@@ -3,14 +3,17 @@
 from videoar.next_scale.config import PRESETS, TransformerConfig, preset
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.pipeline import VideoPipeline
-from videoar.next_scale.sampling import DecodedFrame, decode_frames
+from videoar.next_scale.sampling import DecodedFrame, FrameDecoder, decode_frames
+from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.text import ClassEncoder, PretrainedTextEncoder, WordEncoder
 from videoar.next_scale.transformer import NextScaleTransformer
 
 __all__ = [
     "PRESETS",
     "ClassEncoder",
+    "CudaGraphs",
     "DecodedFrame",
+    "FrameDecoder",
     "GuidanceSchedule",
     "NextScaleTransformer",
     "PretrainedTextEncoder",

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from videoar.model_folder import read_json, write_json
+from videoar.next_scale.decode_ahead import decode_ahead
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.sampling import decode_frames
+from videoar.next_scale.sampling import FrameDecoder
+from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.text import Conditioner, Prompt, load_conditioner
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar.tokenizer import VideoTokenizer
 from videoar_kernels import pyramid_encode
+
+KEPT_DECODERS = 4  # on CUDA: shapes whose graphs and cache stay in memory
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class VideoPipeline:
             )
         self.tokenizer, self.transformer, self.conditioner = tokenizer, transformer, conditioner
         self.defaults = defaults or SamplingDefaults()
+        self._decoders: dict[tuple, FrameDecoder] = {}  # with their graphs
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoPipeline:
@@ -77,11 +82,13 @@ class VideoPipeline:
     def to(self, device: torch.device | str) -> VideoPipeline:
         for part in (self.tokenizer, self.transformer, self.conditioner):
             part.to(device)
+        self._decoders.clear()
         return self
 
     def pack(self, dtype: torch.dtype = torch.bfloat16) -> VideoPipeline:
         """Puts the transformer into its form for inference, in place: `NextScaleTransformer.pack`."""
         self.transformer.pack(dtype)
+        self._decoders.clear()
         return self
 
     @property
@@ -130,21 +137,26 @@ class VideoPipeline:
         given = None if video is None else self._given(video, count, frames)
         dtype = self.transformer.dtype
         uncond = None if guidance.is_one else self.conditioner([None]).to(dtype).expand(count, -1, -1)
-        decoded = decode_frames(
-            self.transformer,
-            self.conditioner(prompts).to(dtype),
-            frames=1 + (frames - 1) // stride,
-            seeds=[seed] * count if isinstance(seed, int) else list(seed),
-            uncond=uncond,
-            guidance=guidance,
-            temperature=self.defaults.temperature if temperature is None else temperature,
-            given=given,
-        )
-        state = None
-        for frame in decoded:
-            chunk = self.tokenizer.decode_chunk(frame.total[:, None], state)
-            state = chunk.state
-            yield chunk.video.clamp(-1, 1)
+        text = self.conditioner(prompts).to(dtype)
+        temperature = self.defaults.temperature if temperature is None else temperature
+        decoder = self._decoder(text, 1 + (frames - 1) // stride, guidance, temperature)
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        decoded = decoder.decode(text, seeds=seeds, uncond=uncond, given=given)
+        yield from decode_ahead(decoded, self.tokenizer)
+
+    def _decoder(self, text: Tensor, frames: int, guidance: GuidanceSchedule, temperature: float) -> FrameDecoder:
+        """A decoder for clips like this; on CUDA one whose graphs are kept from clip to clip."""
+        options = dict(frames=frames, guidance=guidance, temperature=temperature)
+        if not text.is_cuda:
+            return FrameDecoder(self.transformer, text, **options)
+        key = (text.shape, text.dtype, text.device, frames, guidance, temperature)
+        decoder = self._decoders.pop(key, None)
+        if decoder is None or decoder.busy:
+            decoder = FrameDecoder(self.transformer, text, **options, run=CudaGraphs(text.device))
+        self._decoders[key] = decoder  # the latest last
+        while len(self._decoders) > KEPT_DECODERS:
+            del self._decoders[next(iter(self._decoders))]
+        return decoder
 
     def generate(self, prompts: Sequence[Prompt], **options) -> Tensor:
         """Pixels (B, 3, frames, H, W) in [-1, 1]; options as `stream`."""

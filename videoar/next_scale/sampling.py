@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from videoar.next_scale.guidance import GuidanceSchedule
+from videoar.next_scale.step_graphs import StepRunner, run_eagerly
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar_kernels import KVCache, pyramid_resample, pyramid_step, sample_bits
 
@@ -20,7 +21,6 @@ class DecodedFrame(NamedTuple):
     total: Tensor
 
 
-@torch.no_grad()
 def decode_frames(
     transformer: NextScaleTransformer,
     text: Tensor,
@@ -49,40 +49,131 @@ def decode_frames(
     Raises:
         ValueError: if seeds and prompts differ in number, or guidance lacks `uncond`.
     """
-    config, scales, batch = transformer.config, list(transformer.config.scales), text.shape[0]
-    guidance = guidance or GuidanceSchedule()
-    if len(seeds) != batch:
-        raise ValueError(f"decode_frames: expected {batch} seeds, got {len(seeds)}")
-    if not guidance.is_one and uncond is None:
-        raise ValueError("decode_frames: expected features of no condition (uncond) for guidance, got None")
-    prompt = text if guidance.is_one else torch.cat([text, uncond])  # conditional and not, as one batch
-    copies = prompt.shape[0] // batch
-    layout = transformer.layout(frames)
-    cache = decoding_cache(transformer, prompt, frames)
-    transformer.prefill(prompt, cache)
-    cache.commit()
+    decoder = FrameDecoder(transformer, text, frames=frames, guidance=guidance, temperature=temperature)
+    return decoder.decode(text, seeds=seeds, uncond=uncond, given=given)
 
-    height, width = scales[-1]
-    # What is known so far adds up in float32, whatever the transformer computes in.
-    wide = torch.promote_types(text.dtype, torch.float32)
-    previous = text.new_zeros(batch, height, width, config.bits, dtype=wide)
-    for frame in range(frames):
-        resampled = pyramid_resample(previous[:, None], scales)[:, 0]  # (B, N, d)
-        inputs, total, bits = resampled[:, layout.within_frame(0)], torch.zeros_like(previous), []
-        for scale, size in enumerate(scales):
-            here = layout.within_frame(scale)
-            context = None if transformer.context is None else resampled[:, here].repeat(copies, 1, 1)
-            logits = transformer.step(prompt, inputs.repeat(copies, 1, 1), context, cache, frame=frame, scale=scale)
-            cache.commit(close=scale == len(scales) - 1)
-            if given is not None and frame < given.shape[1]:
-                bits.append(given[:, frame, here])
-            else:
-                strength = guidance.at(frame, scale, frames, len(scales))
-                bits.append(_draw(logits, copies, strength, temperature, seeds, frame * len(scales) + scale))
-            following = scales[scale + 1] if scale + 1 < len(scales) else None
-            total, inputs = pyramid_step(total, bits[-1], size, following)
-        yield DecodedFrame(torch.cat(bits, dim=1), total)
-        previous = total
+
+class FrameDecoder:
+    """Decodes batches of clips of one shape; every step works in place on the same tensors.
+
+    Args:
+        transformer: the model.
+        like: features of the shape, dtype and device that `decode` will get.
+        frames: latent frames of a clip.
+        guidance: schedule; None is no guidance.
+        temperature: of the bits; 0 is greedy.
+        run: how steps are run: `run_eagerly`, or `CudaGraphs`, which then belong to this decoder alone.
+    """
+
+    @torch.inference_mode(False)  # its tensors are written in later calls, which may be outside
+    def __init__(
+        self,
+        transformer: NextScaleTransformer,
+        like: Tensor,
+        *,
+        frames: int,
+        guidance: GuidanceSchedule | None = None,
+        temperature: float = 1.0,
+        run: StepRunner = run_eagerly,
+    ) -> None:
+        config = transformer.config
+        self.transformer, self.frames, self.temperature, self.run = transformer, frames, temperature, run
+        self.guidance = guidance or GuidanceSchedule()
+        self.scales, self.layout = list(config.scales), transformer.layout(frames)
+        self.batch = like.shape[0]
+        self.copies = 1 if self.guidance.is_one else 2  # conditional and not, as one batch
+        height, width = self.scales[-1]
+        tokens = (self.batch, config.tokens_per_frame)
+        # What is known so far adds up in float32, whatever the transformer computes in.
+        wide = torch.promote_types(like.dtype, torch.float32)
+        self._prompt = like.new_empty(self.copies * self.batch, *like.shape[1:])
+        self._seeds = torch.zeros(self.batch, dtype=torch.int64, device=like.device)
+        self._total = like.new_zeros(self.batch, height, width, config.bits, dtype=wide)
+        self._previous = torch.zeros_like(self._total)
+        self._resampled = like.new_zeros(*tokens, config.bits, dtype=wide)  # the frame before, at every scale
+        self._inputs = torch.zeros_like(self._resampled)  # what is known before a scale is drawn
+        self._bits = like.new_zeros(*tokens, (config.bits + 7) // 8, dtype=torch.uint8)
+        self._cache = decoding_cache(transformer, self._prompt, frames)
+        self.busy = False  # a clip is being decoded
+
+    @torch.no_grad()
+    def decode(
+        self, text: Tensor, *, seeds: Sequence[int], uncond: Tensor | None = None, given: Tensor | None = None
+    ) -> Iterator[DecodedFrame]:
+        """Yield latent frames; arguments as of `decode_frames`.
+
+        Raises:
+            RuntimeError: if another clip is not finished.
+            ValueError: if seeds and prompts differ in number, or guidance lacks `uncond`.
+        """
+        if self.busy:
+            raise RuntimeError("FrameDecoder: expected one clip at a time, got a second while the first is decoded")
+        self.busy = True
+        try:
+            self._begin(text, seeds, uncond)
+            yield from self._frames(given)
+        finally:
+            self.busy = False
+
+    def _frames(self, given: Tensor | None) -> Iterator[DecodedFrame]:
+        tokens = self._prompt.shape[1]
+        self._run_step(("text",), lambda: self.transformer.prefill(self._prompt, self._cache), tokens, True)
+        for frame in range(self.frames):
+            for scale in range(len(self.scales)):
+                here = self.layout.within_frame(scale)
+                known = given is not None and frame < given.shape[1]
+                if known:
+                    self._bits[:, here] = given[:, frame, here]
+                self._run_step(
+                    (frame, scale, known),
+                    lambda frame=frame, scale=scale, known=known: self._step(frame, scale, known),
+                    here.stop - here.start,
+                    scale == len(self.scales) - 1,
+                )
+            yield DecodedFrame(self._bits.clone(), self._total.clone())
+
+    def _begin(self, text: Tensor, seeds: Sequence[int], uncond: Tensor | None) -> None:
+        if len(seeds) != self.batch or not all(0 <= seed < 1 << 64 for seed in seeds):
+            raise ValueError(f"decode_frames: expected {self.batch} seeds within [0, 2**64), got {list(seeds)}")
+        if self.copies > 1 and uncond is None:
+            raise ValueError("decode_frames: expected features of no condition (uncond) for guidance, got None")
+        self._prompt.copy_(text if self.copies == 1 else torch.cat([text, uncond]))
+        signed = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds]
+        self._seeds.copy_(torch.tensor(signed))
+        self._total.zero_()
+        self._cache.reset()
+
+    def _run_step(self, key: tuple, step, tokens: int, close: bool) -> None:
+        self.run(key, step)
+        self._cache.mark_pending(tokens)  # a replayed step has not told the cache
+        self._cache.commit(close=close)
+
+    def _step(self, frame: int, scale: int, known: bool) -> None:
+        """One (frame, scale) on the decoder's tensors; nothing here may depend on their values."""
+        here, size, copies = self.layout.within_frame(scale), self.scales[scale], self.copies
+        if scale == 0:
+            self._previous.copy_(self._total)
+            self._total.zero_()
+            self._resampled.copy_(pyramid_resample(self._previous[:, None], self.scales)[:, 0])
+            self._inputs[:, here] = self._resampled[:, here]
+        inputs = self._inputs[:, here].repeat(copies, 1, 1)
+        context = None if self.transformer.context is None else self._resampled[:, here].repeat(copies, 1, 1)
+        logits = self.transformer.step(self._prompt, inputs, context, self._cache, frame=frame, scale=scale)
+        if not known:
+            cond, uncond = (logits, None) if copies == 1 else logits.chunk(2)
+            self._bits[:, here] = sample_bits(
+                cond,
+                uncond=uncond,
+                guidance=self.guidance.at(frame, scale, self.frames, len(self.scales)),
+                temperature=self.temperature,
+                seed=self._seeds,
+                offset=frame * len(self.scales) + scale,
+            ).bits
+        following = self.scales[scale + 1] if scale + 1 < len(self.scales) else None
+        total, inputs = pyramid_step(self._total, self._bits[:, here], size, following)
+        self._total.copy_(total)
+        if following is not None:
+            self._inputs[:, self.layout.within_frame(scale + 1)] = inputs
 
 
 def decoding_cache(transformer: NextScaleTransformer, text: Tensor, frames: int) -> KVCache:
@@ -100,22 +191,3 @@ def decoding_cache(transformer: NextScaleTransformer, text: Tensor, frames: int)
         dtype=text.dtype,
         device=text.device,
     )
-
-
-def _draw(
-    logits: Tensor, copies: int, strength: float, temperature: float, seeds: Sequence[int], offset: int
-) -> Tensor:
-    """One draw a sample, so that each has its own random stream."""
-    cond, uncond = (logits, None) if copies == 1 else logits.chunk(2)
-    drawn = [
-        sample_bits(
-            cond[row : row + 1],
-            uncond=None if uncond is None else uncond[row : row + 1],
-            guidance=strength,
-            temperature=temperature,
-            seed=seed,
-            offset=offset,
-        ).bits
-        for row, seed in enumerate(seeds)
-    ]
-    return torch.cat(drawn)

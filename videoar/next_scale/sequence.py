@@ -63,7 +63,12 @@ class SequenceLayout:
     @cached_property
     def positions(self) -> Tensor:
         """(t, h, w) of every token, int64 (text_len + frames * N, 3). Eq. 7."""
-        return multiscale_positions(self.text_len, self.frames, list(self.scales), align=self.align)
+        with torch.inference_mode(False):  # kept for training too
+            return multiscale_positions(self.text_len, self.frames, list(self.scales), align=self.align)
+
+    def positions_on(self, device: torch.device) -> Tensor:
+        """`positions` on a device, copied there once."""
+        return _positions_on(self, device)
 
     def mask(self, frame_keep: Tensor | None = None) -> RangeMask:
         """What every token sees. Eq. 5, and Eq. 9 with `frame_keep`, bool (frames, frames) or (B, frames, frames)."""
@@ -76,6 +81,12 @@ class SequenceLayout:
     @cached_property
     def _full_mask(self) -> RangeMask:
         return RangeMask.multiscale(self.text_len, self.frames, list(self.scales), window=self.window)
+
+
+@lru_cache(maxsize=256)
+def _positions_on(layout: SequenceLayout, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return layout.positions.to(device)
 
 
 @lru_cache(maxsize=64)

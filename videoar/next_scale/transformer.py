@@ -188,12 +188,12 @@ class NextScaleTransformer(nn.Module):
         def attend(_: int) -> Attend:
             return lambda q, k, v: range_attention(q, k, v, mask)
 
-        x = self._run(x, layout.positions.to(x.device), attend)
+        x = self._run(x, layout.positions_on(x.device), attend)
         return self._predict(x[:, text.shape[1] :]).view(batch, frames, tokens, -1)
 
     def prefill(self, text: Tensor, cache: KVCache) -> None:
         """Put the text prefix (B, text_len, text_width) into the cache as its own block, uncommitted."""
-        positions = self.layout(1).positions[: text.shape[1]].to(text.device)
+        positions = self.layout(1).positions_on(text.device)[: text.shape[1]]
         self._run(self.text_in(text), positions, self._cached(cache))
 
     def step(
@@ -215,7 +215,7 @@ class NextScaleTransformer(nn.Module):
         scale_ids = torch.full((height * width,), scale, device=inputs.device)
         first = frame == 0 and scale == 0
         x = self._embed(inputs, context, text, scale_ids, start=height * width if first else 0)
-        positions = layout.positions[layout.block(frame, scale)].to(x.device)
+        positions = layout.positions_on(x.device)[layout.block(frame, scale)]
         return self._predict(self._run(x, positions, self._cached(cache)))
 
     def _embed(self, inputs: Tensor, context: Tensor | None, text: Tensor, scale_ids: Tensor, *, start: int) -> Tensor:

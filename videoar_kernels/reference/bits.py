@@ -80,10 +80,13 @@ def sample_bits(
     uncond: Tensor | None = None,
     guidance: float | Tensor = 1.0,
     temperature: float = 1.0,
-    seed: int,
+    seed: int | Tensor,
     offset: int = 0,
 ) -> SampledBits:
-    """Draw one bit per logit (..., d): guidance, sigmoid(logit / temperature), Bernoulli (temperature 0: logit > 0)."""
+    """Draw one bit per logit (..., d): guidance, sigmoid(logit / temperature), Bernoulli (temperature 0: logit > 0).
+
+    With a seed per sample (B,), every sample of logits (B, ..., d) is drawn as if alone.
+    """
     logit = logits.detach().double()
     if uncond is not None:
         guidance = torch.as_tensor(guidance, dtype=torch.float64, device=logits.device).unsqueeze(-1)
@@ -91,7 +94,11 @@ def sample_bits(
     if temperature == 0:
         ones = logit > 0
     else:
-        uniform = philox_uniform(logits.shape, seed, offset, logits.device)
+        if isinstance(seed, Tensor):
+            each = [philox_uniform(logits.shape[1:], one, offset, logits.device) for one in seed.tolist()]
+            uniform = torch.stack(each)
+        else:
+            uniform = philox_uniform(logits.shape, seed, offset, logits.device)
         ones = uniform < torch.sigmoid(logit / temperature)
     bits = pack_bits(ones)
     return SampledBits(bits, bits_to_code(bits, logits.shape[-1], logits.dtype))

@@ -1,0 +1,96 @@
+"""Steps that are replayed give what steps run by Python give: other prompts, other seeds, given frames, a window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recorded_steps import RecordedSteps
+from sharp_model import sharp_config, sharp_model
+from torch import Tensor
+
+from videoar.next_scale.guidance import GuidanceSchedule
+from videoar.next_scale.sampling import FrameDecoder, decode_frames
+from videoar.next_scale.step_graphs import CudaGraphs
+
+FRAMES = 4
+CLIPS = [(0, [5, 6]), (1, [7, 2**64 - 1]), (0, [7, 8])]  # (prompts, seeds)
+
+
+def prompts(config, number: int, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    shape = (2, config.text_len, config.text_width)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def clip(frames) -> tuple[Tensor, Tensor]:
+    frames = list(frames)
+    return torch.stack([f.bits for f in frames], dim=1), torch.stack([f.total for f in frames], dim=1)
+
+
+@pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])
+@pytest.mark.parametrize("context", ["resampled", "paper"])
+def test_recorded_steps_decode_other_clips(window: int | None, context: str):
+    config = sharp_config(window=window, context=context)
+    model, guidance = sharp_model(config), GuidanceSchedule.ucf()
+    uncond = torch.zeros_like(prompts(config, 0))
+    run = RecordedSteps()
+    decoder = FrameDecoder(model, uncond, frames=FRAMES, guidance=guidance, run=run)
+    for number, seeds in CLIPS:
+        text = prompts(config, number)
+        run.poison()
+        found = clip(decoder.decode(text, seeds=seeds, uncond=uncond))
+        expected = clip(decode_frames(model, text, frames=FRAMES, seeds=seeds, uncond=uncond, guidance=guidance))
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    assert run.replays == (len(CLIPS) - 1) * (1 + FRAMES * len(config.scales))
+    waits = {name for name in run.names() if "local_scalar" in name or "nonzero" in name or "item" in name}
+    assert not waits, "these wait for the device"
+
+
+def test_given_frames_have_steps_of_their_own():
+    config = sharp_config()
+    model, run = sharp_model(config), RecordedSteps()
+    text = prompts(config, 0)
+    whole, _ = clip(decode_frames(model, text, frames=FRAMES, seeds=[1, 2]))
+    decoder = FrameDecoder(model, text, frames=FRAMES, run=run)
+    for given in (None, whole[:, :1], whole[:, :2], None):
+        assert torch.equal(clip(decoder.decode(text, seeds=[1, 2], given=given))[0], whole)
+
+
+def test_a_decoder_takes_one_clip_at_a_time_and_recovers_from_one_left_early():
+    config = sharp_config()
+    decoder = FrameDecoder(sharp_model(config), prompts(config, 0), frames=FRAMES)
+    first = decoder.decode(prompts(config, 0), seeds=[1, 2])
+    next(first)
+    with pytest.raises(RuntimeError, match="one clip at a time"):
+        next(decoder.decode(prompts(config, 0), seeds=[1, 2]))
+    first.close()
+    again, _ = clip(decoder.decode(prompts(config, 0), seeds=[1, 2]))
+    assert torch.equal(
+        again, clip(decode_frames(decoder.transformer, prompts(config, 0), frames=FRAMES, seeds=[1, 2]))[0]
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cuda_graphs_decode_other_clips(dtype: torch.dtype):
+    config = sharp_config(width=128)
+    model, guidance = sharp_model(config).to("cuda", dtype), GuidanceSchedule.ucf()
+    uncond = torch.zeros_like(prompts(config, 0, "cuda", dtype))
+    run = CudaGraphs(uncond.device)
+    decoder = FrameDecoder(model, uncond, frames=FRAMES, guidance=guidance, run=run)
+    for number, seeds in CLIPS:
+        text = prompts(config, number, "cuda", dtype)
+        found = clip(decoder.decode(text, seeds=seeds, uncond=uncond))
+        expected = clip(decode_frames(model, text, frames=FRAMES, seeds=seeds, uncond=uncond, guidance=guidance))
+        assert torch.equal(found[0], expected[0])
+    assert len(run) == 1 + FRAMES * len(config.scales)
+
+
+def test_a_decoder_made_in_inference_mode_serves_outside_it():
+    config = sharp_config()
+    text = prompts(config, 0)
+    with torch.inference_mode():
+        decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES)
+        inside, _ = clip(decoder.decode(text, seeds=[1, 2]))
+    assert torch.equal(clip(decoder.decode(text, seeds=[1, 2]))[0], inside)
