@@ -15,6 +15,7 @@ from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.masks import RangeMask
+from videoar_kernels.outputs import repeats_elements, shares_memory
 
 _NO_ARRAYS = (None,) * 4
 _op, _out_op = ops.range_attention.default, ops.range_attention_out.default
@@ -124,26 +125,14 @@ def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if out.dtype != q.dtype:
         raise TypeError(f"range_attention: expected out of dtype {q.dtype}, got {out.dtype}")
-    if torch.compiler.is_compiling():
-        return  # the operator looks at strides and memory when it runs
-    reach = 1
-    for stride, size in sorted((s, n) for s, n in zip(out.stride(), out.shape, strict=True) if n != 1):
-        if out.numel() and (stride < reach or (out.shape[-1] > 1 and out.stride(-1) != 1)):
-            raise ValueError(
-                "range_attention: expected out with contiguous rows that share no memory with one another, "
-                f"got shape {tuple(out.shape)} and strides {out.stride()}"
-            )
-        reach = stride * size
+    if repeats_elements(out) or (out.shape[-1] > 1 and out.stride(-1) != 1):
+        raise ValueError(
+            "range_attention: expected out with contiguous rows that share no memory with one another, "
+            f"got shape {tuple(out.shape)} and strides {out.stride()}"
+        )
     for name, x in (("q", q), ("k", k), ("v", v)):
-        (begin, end), (first, last) = _bytes_of(out), _bytes_of(x)
-        if begin < last and first < end:
+        if shares_memory(out, x):
             raise ValueError(f"range_attention: expected out to share no memory with {name}, got tensors that overlap")
-
-
-def _bytes_of(x: Tensor) -> tuple[int, int]:
-    """Where its elements lie, from the first byte to past the last."""
-    last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
-    return x.data_ptr(), x.data_ptr() + last * x.element_size()
 
 
 def _save(ctx, inputs, output):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from videoar_kernels.outputs import shares_memory
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -74,16 +76,7 @@ def check_out(
             f"{name}: expected {argument} of {dtype} on {inputs[0].device}, got {out.dtype} on {out.device}"
         )
     for x in inputs:
-        same = x.data_ptr() == out.data_ptr() and x.dtype == dtype and x.is_contiguous() and x.shape == out.shape
-        if not same and x.numel() and out.numel() and _spans_meet(out, x):
+        if shares_memory(out, x, or_same=x.dtype == dtype):
             raise ValueError(f"{name}: expected {argument} to be an input or to share no memory with it")
         if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
             raise ValueError(f"{name}: expected no {argument} where a gradient is wanted; use torch.no_grad()")
-
-
-def _spans_meet(a: Tensor, b: Tensor) -> bool:
-    spans = []
-    for x in (a, b):
-        last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-        spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
-    return spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]

@@ -17,6 +17,7 @@ from videoar_kernels import reference
 from videoar_kernels.bit_checks import check_float, check_out, check_packed, check_probability, per_token, signed64
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
+from videoar_kernels.outputs import shares_memory
 from videoar_kernels.reference.bits import BSQ, SampledBits
 
 
@@ -48,6 +49,8 @@ def bsq_quantize(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> BSQ:
 def _check_coded(name: str, x: Tensor, bits: Tensor, code: Tensor, *inputs: Tensor) -> None:
     check_out(name, "bits of out", bits, (*x.shape[:-1], (x.shape[-1] + 7) // 8), torch.uint8, x, *inputs)
     check_out(name, "code of out", code, tuple(x.shape), x.dtype, x, *inputs)
+    if shares_memory(bits, code):
+        raise ValueError(f"{name}: expected bits and code of out to share no memory, got tensors that overlap")
 
 
 def flip_bits(

@@ -10,12 +10,15 @@ bfloat16 dot products want them.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
+from videoar_kernels.outputs import repeats_elements, shares_memory
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -182,6 +185,22 @@ def _check_out(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None
             f"packed_linear: expected out {shape} {x.dtype} on {x.device}, got {tuple(out.shape)} {out.dtype} "
             f"on {out.device}"
         )
+    if repeats_elements(out) or not _has_even_rows(out):
+        raise ValueError(
+            "packed_linear: expected out with contiguous rows at one distance from each other, all apart, "
+            f"got shape {shape} and strides {out.stride()}"
+        )
+    for name, tensor in (("x", x), ("packed", packed), ("bias", bias)):
+        if tensor is not None and shares_memory(out, tensor):
+            raise ValueError(f"packed_linear: expected out to share no memory with {name}, got tensors that overlap")
+
+
+def _has_even_rows(x: Tensor) -> bool:
+    """Returns whether its leading dimensions are one, with one stride."""
+    *rows, (width, between) = [(n, s) for n, s in zip(x.shape, x.stride(), strict=True)]
+    rows = [(n, s) for n, s in rows if n != 1]
+    even = all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(rows))
+    return x.numel() == 0 or (even and (width == 1 or between == 1))
 
 
 def _save(ctx, inputs, output):

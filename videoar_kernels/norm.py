@@ -66,7 +66,7 @@ def adaln_norm(
                 f"got {tuple(weight.shape)} on {weight.device}"
             )
         if out is not None:
-            check_out("adaln_norm", "out", out, x, {"x": x, "scale": scale, "shift": shift, "weight": weight})
+            check_out("adaln_norm", "out", out, x, {"x": x}, {"scale": scale, "shift": shift, "weight": weight})
 
     layer = kind == "layer"
     if torch.is_grad_enabled() or not x.is_cpu:
@@ -105,7 +105,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = N
             )
         _check_modulation("gated_residual", "gate", x, gate)
         if out is not None:
-            check_out("gated_residual", "out", out, x, {"x": x, "y": y, "gate": gate})
+            check_out("gated_residual", "out", out, x, {"x": x, "y": y}, {"gate": gate})
 
     if torch.is_grad_enabled() or not x.is_cpu:
         check()

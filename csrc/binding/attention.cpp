@@ -129,9 +129,9 @@ Tensor range_attention_out(const Tensor& q, const Tensor& k, const Tensor& v, co
                            const OptionalTensor& key_ranges, double scale, Tensor out) {
   const AttentionShape shape = shape_of(q, k, v, scale);
   check_output(out, q, "range_attention: out");
-  const ByteSpan span(out);
-  STD_TORCH_CHECK(!span.meets(ByteSpan(q)) && !span.meets(ByteSpan(k)) && !span.meets(ByteSpan(v)),
-                  "range_attention: out overlaps an input");
+  for (const Tensor* input : {&q, &k, &v}) {
+    check_apart(out, *input, false, "range_attention: out overlaps an input");
+  }
   return attend(shape, q, k, v, MaskArrays(shape, batch_ptr, q_ranges, key_ptr, key_ranges), out);
 }
 

@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "dense_out.h"
+#include "out.h"
 
 namespace videoar {
 namespace {

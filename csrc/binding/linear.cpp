@@ -1,5 +1,6 @@
 #include "../cpu/linear.h"
 
+#include "out.h"
 #include "tensors.h"
 
 namespace videoar {
@@ -17,13 +18,17 @@ Tensor pack_linear_weight(const Tensor& weight) {
   return packed;
 }
 
+Tensor dense_floats(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::Float && t.is_contiguous()) return t;
+  return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float));
+}
+
 void multiply(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t out_features, void* out,
               int64_t out_stride) {
   const Rows rows(x);
-  std::optional<Tensor> wide;
-  if (bias) wide = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  const Tensor wide = bias ? dense_floats(*bias) : x;
   linear_kernels().packed_linear({rows.tensor.const_data_ptr(), packed.const_data_ptr(),
-                                  wide ? (const float*)wide->const_data_ptr() : nullptr, out, rows.rows, rows.width,
+                                  bias ? (const float*)wide.const_data_ptr() : nullptr, out, rows.rows, rows.width,
                                   out_features, rows.stride, out_stride, dtype_of(x), dtype_of(packed)});
 }
 
@@ -57,34 +62,21 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   return out;
 }
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  const auto end = [](const Tensor& t) {
-    int64_t last = 0;
-    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-    return (const char*)t.const_data_ptr() + (last + 1) * int64_t(t.element_size());
-  };
-  if (a.numel() == 0 || b.numel() == 0) return false;
-  return (const char*)a.const_data_ptr() < end(b) && (const char*)b.const_data_ptr() < end(a);
-}
-
 void packed_linear_out(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t out_features,
                        Tensor out) {
   check(x, packed, bias, out_features);
-  const bool fits = sizes_of(out) == out_sizes(x, out_features) && out.scalar_type() == x.scalar_type() &&
-                    out.is_cpu() && (out_features <= 1 || out.stride(out.dim() - 1) == 1);
-  STD_TORCH_CHECK(fits, "packed_linear: out");
-  STD_TORCH_CHECK(!overlap(out, x) && !overlap(out, packed) && !(bias && overlap(out, *bias)),
-                  "packed_linear: out overlaps an input");
-  // Rows that lie at one distance from each other, all apart.
-  int64_t stride = out_features, expected = -1;
-  for (int64_t i = out.dim() - 2; i >= 0; --i) {
-    if (out.size(i) == 1) continue;
-    if (expected < 0) stride = out.stride(i);
-    STD_TORCH_CHECK(out.numel() == 0 || (stride >= out_features && (expected < 0 || out.stride(i) == expected)),
-                    "packed_linear: strides of out");
-    expected = out.stride(i) * out.size(i);
-  }
-  multiply(x, packed, bias, out_features, out.mutable_data_ptr(), stride);
+  const auto sizes = out.sizes(), leading = x.sizes();
+  bool fits = sizes.size() == leading.size() && out.scalar_type() == x.scalar_type() && out.is_cpu();
+  for (size_t i = 0; fits && i < sizes.size(); ++i)
+    fits = sizes[i] == (i + 1 < sizes.size() ? leading[i] : out_features);
+  STD_TORCH_CHECK(fits, "packed_linear: out's shape, dtype or device");
+  STD_TORCH_CHECK(!repeats_elements(out), "packed_linear: out holds an element twice");
+  const Rows rows(out);
+  STD_TORCH_CHECK(rows.tensor.const_data_ptr() == out.const_data_ptr(), "packed_linear: out's strides");
+  check_apart(out, x, false, "packed_linear: out overlaps x");
+  check_apart(out, packed, false, "packed_linear: out overlaps packed");
+  if (bias) check_apart(out, *bias, false, "packed_linear: out overlaps bias");
+  multiply(x, packed, bias, out_features, out.mutable_data_ptr(), rows.stride);
 }
 
 }  // namespace

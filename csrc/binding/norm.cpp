@@ -1,5 +1,6 @@
 #include "../cpu/norm.h"
 
+#include "out.h"
 #include "tensors.h"
 
 namespace videoar {
@@ -29,7 +30,7 @@ void swiglu_out(const Tensor& gate, const Tensor& up, const Tensor& out) {
   STD_TORCH_CHECK(gate.is_cpu() && gate.dim() > 0, "swiglu: expected rows on the CPU");
   check_like(up, gate, "swiglu: up");
   check_output(out, gate, "swiglu: out");
-  check_apart(out, gate, "swiglu: out"), check_apart(out, up, "swiglu: out");
+  check_apart(out, gate, true, "swiglu: out overlaps gate"), check_apart(out, up, true, "swiglu: out overlaps up");
   swiglu_into(gate, up, out);
 }
 
@@ -129,20 +130,14 @@ Tensor adaln_norm(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& 
   return out;
 }
 
-// Refuses an `out` that touches what every row reads.
-void check_untouched(const Tensor& out, const MaybeTensor& input, const char* name) {
-  if (!input) return;
-  const bool same = out.numel() > 0 && input->numel() > 0 && out.const_data_ptr() == input->const_data_ptr();
-  STD_TORCH_CHECK(!same, name, ": is an input that more than its own row reads");
-  check_apart(out, *input, name);
-}
-
 void adaln_norm_out(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
                     double eps, bool layer, const Tensor& out) {
   norm_sizes(x);
   check_output(out, x, "adaln_norm: out");
-  check_apart(out, x, "adaln_norm: out");
-  for (const MaybeTensor* t : {&scale, &shift, &weight}) check_untouched(out, *t, "adaln_norm: out");
+  check_apart(out, x, true, "adaln_norm: out overlaps x");
+  for (const MaybeTensor* t : {&scale, &shift, &weight}) {
+    if (*t) check_apart(out, **t, false, "adaln_norm: out overlaps scale, shift or weight");
+  }
   adaln_norm_into(x, scale, shift, weight, eps, layer, out);
 }
 
@@ -198,8 +193,9 @@ void gated_residual_out(const Tensor& x, const Tensor& y, const Tensor& gate, co
   norm_sizes(x);
   check_like(y, x, "gated_residual: y");
   check_output(out, x, "gated_residual: out");
-  check_apart(out, x, "gated_residual: out"), check_apart(out, y, "gated_residual: out");
-  check_untouched(out, gate, "gated_residual: out");
+  check_apart(out, x, true, "gated_residual: out overlaps x"),
+      check_apart(out, y, true, "gated_residual: out overlaps y");
+  check_apart(out, gate, false, "gated_residual: out overlaps gate");
   gated_residual_into(x, y, gate, out);
 }
 

@@ -1,3 +1,4 @@
+#include "out.h"
 #include "positions.h"
 
 namespace videoar {
@@ -38,8 +39,8 @@ void rope_3d_out(const Tensor& x, const Tensor& positions, std::vector<int64_t> 
   const RopeOptions options(dims, theta, interleaved, inverse);
   rope_sizes(x, options);
   check_output(out, x, "rope_3d: out");
-  check_apart(out, x, "rope_3d: out");
-  check_apart(out, positions, "rope_3d: out");
+  check_apart(out, x, true, "rope_3d: out overlaps x");
+  check_apart(out, positions, true, "rope_3d: out overlaps positions");
   rotate_into(dense_rows(x), out, positions, options);
 }
 
@@ -48,7 +49,7 @@ void rope_3d_(Tensor x, const Tensor& positions, std::vector<int64_t> dims, doub
   const RopeOptions options(dims, theta, interleaved, inverse);
   rope_sizes(x, options);
   check_output(x, x, "rope_3d_: x");
-  check_apart(x, positions, "rope_3d_: x");
+  check_apart(x, positions, true, "rope_3d_: x overlaps positions");
   rotate_into(x, x, positions, options);
 }
 
@@ -115,11 +116,10 @@ void qk_norm_rope_out(const Tensor& q, const Tensor& k, const MaybeTensor& q_wei
   check_keys(q, k);
   check_output(q_out, q, "qk_norm_rope: q_out");
   check_output(k_out, k, "qk_norm_rope: k_out");
-  check_apart(q_out, q, "qk_norm_rope: q_out");
-  check_apart(k_out, k, "qk_norm_rope: k_out");
+  check_apart(q_out, q, true, "qk_norm_rope: q_out overlaps q");
+  check_apart(k_out, k, true, "qk_norm_rope: k_out overlaps k");
   const auto apart = [](const Tensor& a, const Tensor& b) {
-    const bool same = a.numel() > 0 && b.numel() > 0 && a.const_data_ptr() == b.const_data_ptr();
-    STD_TORCH_CHECK(!same && !shares_memory(a, b), "qk_norm_rope: an output overlaps another tensor");
+    check_apart(a, b, false, "qk_norm_rope: an output overlaps another tensor");
   };
   apart(q_out, k_out), apart(q_out, k), apart(k_out, q);
   for (const Tensor* out : {&q_out, &k_out}) {

@@ -346,6 +346,8 @@ def test_outputs_that_do_not_fit_are_refused(grad):
             K.sample_bits(x, seed=0, out=(bits.to(torch.int8), code))
         with pytest.raises(ValueError, match="to be an input or to share no memory"):
             K.bsq_quantize(memory.view(-1)[:64].view(4, 16), out=(bits, shifted))
+        with pytest.raises(ValueError, match="expected bits and code of out to share no memory"):
+            K.bsq_quantize(x, out=(code.view(torch.uint8).view(-1)[:8].view(4, 2), code))
         with pytest.raises(ValueError, match="flip_bits: expected out of shape"):
             K.flip_bits(bits, 0.5, seed=0, out=bits[:, :1])
     with pytest.raises(ValueError, match="where a gradient is wanted"):

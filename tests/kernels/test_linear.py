@@ -100,14 +100,23 @@ def test_out_is_written_and_nothing_beside_it():
 def test_out_that_cannot_be_written_is_refused():
     _, packed = layer(40, 40, torch.bfloat16)
     x = torch.randn(5, 40)
-    with torch.no_grad():
-        for out in (torch.empty(5, 41), torch.empty(5, 40).double(), torch.empty(40, 5).T, x, x.expand(5, 40)):
-            with pytest.raises((ValueError, RuntimeError), match=r"packed_linear: .*out"):
-                vk.packed_linear(x, packed, 40, out=out)
-        for out in (torch.empty(1, 40).expand(5, 40), torch.empty(2, 3, 5, 40)[:, :2].transpose(1, 2)):
-            rows = torch.randn(*out.shape[:-1], 40)
-            with pytest.raises(RuntimeError, match="strides of out"):
-                vk.packed_linear(rows, packed, 40, out=out)
+    bias = torch.zeros(220)
+    wrong = [
+        (torch.empty(5, 41), r"out \(5, 40\)"),
+        (torch.empty(5, 40).double(), r"out \(5, 40\) torch\.float32"),
+        (torch.empty(5, 40, device="meta"), r"out \(5, 40\) torch\.float32 on cpu"),
+        (torch.empty(40, 5).T, "contiguous rows at one distance"),
+        (torch.empty(1, 40).expand(5, 40), "contiguous rows at one distance"),
+        (torch.empty(999).as_strided((5, 40), (20, 1)), "contiguous rows at one distance"),
+        (torch.empty(2, 3, 5, 40)[:, :2].transpose(1, 2), "contiguous rows at one distance"),
+        (x, "no memory with x"),
+        (packed.view(-1).view(torch.float32)[4:204].view(5, 40), "no memory with packed"),
+        (bias[20:220].view(5, 40), "no memory with bias"),
+    ]
+    for out, message in wrong:
+        rows = x if out.ndim == 2 else torch.randn(*out.shape[:-1], 40)
+        with torch.no_grad(), pytest.raises(ValueError, match=f"packed_linear: expected .*{message}"):
+            vk.packed_linear(rows, packed, 40, bias[:40], out=out)
     with pytest.raises(ValueError, match="no gradient"):
         vk.packed_linear(x.requires_grad_(), packed, 40, out=torch.empty(5, 40))
 

@@ -65,6 +65,32 @@ def test_out_that_cannot_be_written_is_refused(name):
         function(x.clone().requires_grad_(), out=torch.empty_like(x))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_memory_of_an_input_in_another_order_is_no_place_for_a_result(grad):
+    square = torch.randn(6, 6, 16)
+    modulated = torch.randn(6, 6, 16)
+    with torch.set_grad_enabled(grad):
+        for call in (
+            lambda: vk.swiglu(square.transpose(0, 1), modulated, out=square),
+            lambda: vk.adaln_norm(square.transpose(0, 1), modulated, out=square),
+            lambda: vk.gated_residual(modulated, square, modulated, out=square.transpose(0, 1)),
+            lambda: vk.adaln_norm(modulated, square, out=square),
+        ):
+            before = square.clone()
+            with pytest.raises(ValueError, match="expected out apart from"):
+                call()
+            assert torch.equal(square, before)
+
+
+def test_views_that_lie_between_one_another_are_apart():
+    packed = torch.randn(2, 24, 2, 37)
+    x, out = packed.unbind(2)
+    expected, kept = vk.adaln_norm(x), x.clone()
+    with torch.no_grad():
+        vk.adaln_norm(x, out=out)
+    assert torch.equal(out, expected) and torch.equal(x, kept)
+
+
 def test_queries_and_keys_of_a_packed_projection_in_place():
     packed = torch.randn(2, 24, 3, 4, 12)
     q, k, v = (packed[:, :, i].transpose(1, 2) for i in range(3))
