@@ -43,6 +43,10 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
             lambda: ref.attention.range_attention(q, k, v),
         ),
         "packed_linear": (lambda: vk.packed_linear(x, packed, 16), lambda: x @ linear.T),
+        "packed_linear, a bias": (
+            lambda: vk.packed_linear(x, packed, 16, weight),
+            lambda: torch.nn.functional.linear(x, linear, weight),
+        ),
         "bsq_quantize": (lambda: vk.bsq_quantize(x), lambda: ref.bits.bsq_quantize(x)),
         "pack_bits": (lambda: vk.pack_bits(choices), lambda: ref.bits.pack_bits(choices)),
         "unpack_bits": (lambda: vk.unpack_bits(bits), lambda: ref.bits.unpack_bits(bits)),

@@ -23,6 +23,7 @@ from videoar_kernels.outputs import repeats_elements, shares_memory
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PANEL = 16
+_op, _out_op = ops.packed_linear.default, ops.packed_linear_out.default
 
 
 def pack_linear_weight(weight: Tensor) -> Tensor:
@@ -47,7 +48,22 @@ def pack_linear_weight(weight: Tensor) -> Tensor:
 
 
 def unpack_linear_weight(packed: Tensor, out_features: int, in_features: int) -> Tensor:
-    """Returns the (N, K) weight that `pack_linear_weight` packed."""
+    """Returns the weight that `pack_linear_weight` packed.
+
+    Args:
+        packed: from `pack_linear_weight`.
+        out_features: N.
+        in_features: K.
+
+    Returns:
+        (N, K) of packed's dtype.
+
+    Raises:
+        ValueError: packed is not of the shape that N and K give. TypeError: another dtype.
+
+    Source: as `pack_linear_weight`.
+    """
+    _check_packed("unpack_linear_weight", packed, out_features, in_features)
     return reference.linear.unpack_linear_weight(packed, out_features, in_features).contiguous()
 
 
@@ -78,13 +94,19 @@ def packed_linear(
     inference. Saved for backward: packed.
     """
     if out is None:
-        return run(
-            ops.packed_linear.default, lambda: _check(x, packed, out_features, bias), x, packed, bias, out_features
-        )
+        return run(_op, lambda: _check(x, packed, out_features, bias), x, packed, bias, out_features)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise ValueError("packed_linear: expected no gradient to be needed with out=")
-    check_out = lambda: _check_out(x, packed, out_features, bias, out)  # noqa: E731
-    run_into(out, ops.packed_linear_out.default, check_out, x, packed, bias, out_features, out)
+    run_into(
+        out,
+        _out_op,
+        lambda: _check_out(x, packed, out_features, bias, out),
+        x,
+        packed,
+        bias,
+        out_features,
+        out,
+    )
     return out
 
 
@@ -97,6 +119,9 @@ class PackedLinear(nn.Module):
         bias: whether there is a bias; it is kept in float32.
         dtype: of the weight, bfloat16 or float32.
         device: of the buffers.
+
+    Raises:
+        ValueError: a negative size. TypeError: another dtype.
     """
 
     def __init__(
@@ -111,6 +136,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         if dtype not in WEIGHT_DTYPES:
             raise TypeError(f"PackedLinear: expected dtype of {WEIGHT_DTYPES}, got {dtype}")
+        if in_features < 0 or out_features < 0:
+            raise ValueError(
+                f"PackedLinear: expected sizes of at least 0, got {out_features} outputs and {in_features} inputs"
+            )
         self.in_features, self.out_features = in_features, out_features
         shape = _packed_shape(dtype, out_features, in_features)
         self.register_buffer("packed", torch.zeros(shape, dtype=dtype, device=device))
@@ -156,18 +185,28 @@ def _check_weight(weight: Tensor) -> None:
         raise TypeError(f"pack_linear_weight: expected weight of {WEIGHT_DTYPES}, got {weight.dtype}")
 
 
+def _check_packed(op: str, packed: Tensor, out_features: int, in_features: int) -> None:
+    if packed.dtype not in WEIGHT_DTYPES:
+        raise TypeError(f"{op}: expected packed of {WEIGHT_DTYPES}, got {packed.dtype}")
+    if out_features < 0 or in_features < 0:
+        raise ValueError(f"{op}: expected sizes of at least 0, got {out_features} outputs and {in_features} inputs")
+    expected = _packed_shape(packed.dtype, out_features, in_features)
+    if packed.shape != expected:
+        raise ValueError(
+            f"{op}: expected packed {expected} for {in_features} inputs and {out_features} outputs, "
+            f"got {tuple(packed.shape)}"
+        )
+
+
 def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) -> None:
     if x.dtype not in ELEMENT_DTYPES:
         raise TypeError(f"packed_linear: expected x of one of {ELEMENT_DTYPES}, got {x.dtype}")
-    if packed.dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"packed_linear: expected packed of {WEIGHT_DTYPES}, got {packed.dtype}")
     if x.ndim == 0:
         raise ValueError("packed_linear: expected x (..., in_features), got ()")
-    expected = _packed_shape(packed.dtype, out_features, x.shape[-1])
-    if out_features < 0 or packed.shape != expected or packed.device != x.device or not packed.is_contiguous():
+    _check_packed("packed_linear", packed, out_features, x.shape[-1])
+    if packed.device != x.device or not packed.is_contiguous():
         raise ValueError(
-            f"packed_linear: expected packed {expected}, contiguous, on {x.device} for {x.shape[-1]} inputs and "
-            f"{out_features} outputs, got {tuple(packed.shape)} on {packed.device}"
+            f"packed_linear: expected packed contiguous on {x.device}, got strides {packed.stride()} on {packed.device}"
         )
     if bias is not None and (bias.shape != (out_features,) or bias.device != x.device):
         raise ValueError(

@@ -200,10 +200,17 @@ def test_errors_name_what_was_expected(grad):
             "contiguous",
             lambda: vk.packed_linear(x, packed.transpose(0, 1).contiguous().transpose(0, 1), 20),
         ),
-        (ValueError, "for 24 inputs and -1 outputs", lambda: vk.packed_linear(x, packed, -1)),
+        (ValueError, "at least 0, got -1 outputs and 24 inputs", lambda: vk.packed_linear(x, packed, -1)),
         (ValueError, r"expected bias \(20,\)", lambda: vk.packed_linear(x, packed, 20, torch.zeros(21))),
         (ValueError, "pack_linear_weight: expected weight", lambda: vk.pack_linear_weight(weight[0])),
         (TypeError, "pack_linear_weight: expected weight of", lambda: vk.pack_linear_weight(weight.double())),
+        (ValueError, r"expected packed \(2, 13, 16, 2\) for 26", lambda: vk.unpack_linear_weight(packed, 20, 26)),
+        (ValueError, r"expected packed \(3, 12, 16, 2\) for 24", lambda: vk.unpack_linear_weight(packed, 33, 24)),
+        (ValueError, r"expected packed \(2, 12, 16, 2\)", lambda: vk.unpack_linear_weight(packed[0], 20, 24)),
+        (ValueError, "unpack_linear_weight: expected sizes", lambda: vk.unpack_linear_weight(packed, -1, 24)),
+        (TypeError, "unpack_linear_weight: expected packed", lambda: vk.unpack_linear_weight(packed.half(), 20, 24)),
+        (ValueError, "PackedLinear: expected sizes of at least 0, got 3 outputs", lambda: vk.PackedLinear(-1, 3)),
+        (ValueError, "PackedLinear: expected sizes of at least 0, got -3 outputs", lambda: vk.PackedLinear(1, -3)),
         (TypeError, "PackedLinear: expected dtype", lambda: vk.PackedLinear(2, 2, dtype=torch.float16)),
     ]
     with torch.set_grad_enabled(grad):
