@@ -24,21 +24,21 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def("swiglu(Tensor gate, Tensor up) -> Tensor");
   m.def("swiglu_backward(Tensor grad_out, Tensor gate, Tensor up) -> (Tensor, Tensor)");
 
-  // rope
-  m.def("rope_3d(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> Tensor");
+  // rope; without dims a head is split as in Wan, see binding/positions.h
+  m.def("rope_3d(Tensor x, Tensor positions, int[]? dims, float theta, bool interleaved, bool inverse) -> Tensor");
   m.def(
-      "rope_3d_out(Tensor x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse, "
+      "rope_3d_out(Tensor x, Tensor positions, int[]? dims, float theta, bool interleaved, bool inverse, "
       "Tensor(a!) out) -> ()");
-  m.def("rope_3d_(Tensor(a!) x, Tensor positions, int[] dims, float theta, bool interleaved, bool inverse) -> ()");
+  m.def("rope_3d_(Tensor(a!) x, Tensor positions, int[]? dims, float theta, bool interleaved, bool inverse) -> ()");
   m.def(
-      "qk_norm_rope(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor positions, float eps, int[] dims, "
+      "qk_norm_rope(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor positions, float eps, int[]? dims, "
       "float theta, bool interleaved, bool full_width) -> (Tensor, Tensor)");
   m.def(
       "qk_norm_rope_out(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor positions, float eps, "
-      "int[] dims, float theta, bool interleaved, bool full_width, Tensor(a!) q_out, Tensor(b!) k_out) -> ()");
+      "int[]? dims, float theta, bool interleaved, bool full_width, Tensor(a!) q_out, Tensor(b!) k_out) -> ()");
   m.def(
       "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, "
-      "Tensor positions, float eps, int[] dims, float theta, bool interleaved, bool full_width) "
+      "Tensor positions, float eps, int[]? dims, float theta, bool interleaved, bool full_width) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // linear; packed weights: see cpu/linear.h

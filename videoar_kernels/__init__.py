@@ -8,9 +8,11 @@ from videoar_kernels.kv_cache import CacheView, KVCache
 from videoar_kernels.linear import PackedLinear, pack_linear_weight, packed_linear, unpack_linear_weight
 from videoar_kernels.masks import RangeMask
 from videoar_kernels.norm import adaln_norm, gated_residual, swiglu
+from videoar_kernels.norm_rope import qk_norm_rope
+from videoar_kernels.positions import multiscale_positions, unit_positions
 from videoar_kernels.pyramid import pyramid_decode, pyramid_encode, pyramid_resample, pyramid_step
 from videoar_kernels.report import info
-from videoar_kernels.rope import multiscale_positions, qk_norm_rope, rope_3d, rope_3d_, unit_positions
+from videoar_kernels.rope import rope_3d, rope_3d_
 
 __all__ = [
     "CacheView",

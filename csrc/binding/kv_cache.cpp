@@ -66,13 +66,8 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
 
   if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;
   if (!rotation.positions.has_value()) return kv_cache_kernels().append(p);
-  std::vector<int64_t>& dims = rotation.dims;
-  if (dims.empty()) {
-    const int64_t side = p.size.dim / 6 * 2;
-    dims = {p.size.dim - 2 * side, side, side};
-  }
-  const RopeOptions options(dims, rotation.theta, rotation.interleaved, false);
-  STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == p.size.dim, "kv_cache_append: dims do not add up");
+  const MaybeDims dims = rotation.dims.empty() ? MaybeDims() : MaybeDims(std::move(rotation.dims));
+  const RopeOptions options(dims, p.size.dim, rotation.theta, rotation.interleaved, false);
   with_table(*rotation.positions, p.size, p.dtype, options, rotation.interleaved, [&](const RopeTableView& table) {
     p.table = table;
     kv_cache_kernels().append(p);

@@ -6,18 +6,27 @@
 
 namespace videoar {
 
+using MaybeDims = std::optional<std::vector<int64_t>>;
+
 struct RopeOptions {
   int64_t dims[3];
   double theta;
   bool interleaved, inverse;
 
-  RopeOptions(const std::vector<int64_t>& d, double theta, bool interleaved, bool inverse)
+  // Without dims h and w get 2 * (head_dim / 6) elements each and t the rest, as in Wan.
+  RopeOptions(const MaybeDims& given, int64_t head_dim, double theta, bool interleaved, bool inverse)
       : theta(theta), interleaved(interleaved), inverse(inverse) {
-    STD_TORCH_CHECK(d.size() == 3, "rope: expected three dims");
-    for (int i = 0; i < 3; ++i) {
-      STD_TORCH_CHECK(d[size_t(i)] >= 0 && d[size_t(i)] % 2 == 0, "rope: expected even dims");
-      dims[i] = d[size_t(i)];
+    const int64_t side = head_dim / 6 * 2;
+    dims[0] = head_dim - 2 * side, dims[1] = dims[2] = side;
+    if (given.has_value()) {
+      STD_TORCH_CHECK(given->size() == 3, "rope: expected three dims");
+      std::copy(given->begin(), given->end(), dims);
     }
+    for (const int64_t dim : dims) {
+      STD_TORCH_CHECK(0 <= dim && dim <= head_dim && dim % 2 == 0, "rope: expected even dims within a head");
+    }
+    STD_TORCH_CHECK(dims[0] + dims[1] + dims[2] == head_dim, "rope: dims do not add up");
+    STD_TORCH_CHECK(theta > 0 && std::isfinite(theta), "rope: expected a finite theta above 0");
   }
 };
 
@@ -50,7 +59,7 @@ inline void with_table(const Tensor& positions, const RopeSizes& size, DType dty
   STD_TORCH_CHECK(positions.is_cpu() && (shared || (positions.dim() == 3 && positions.size(0) == size.batch)) &&
                       positions.size(-2) == size.length && positions.size(-1) == 3,
                   "rope: wrong number of positions, or not on the CPU");
-  const Tensor dense = torch::stable::contiguous(positions);
+  const Tensor dense = positions.is_contiguous() ? positions : torch::stable::contiguous(positions);
   const int64_t batch_stride = shared ? 0 : size.length;
   if (dtype == DType::f64) {
     const auto table = table_of<double>(dense, options, spread);

@@ -6,92 +6,113 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-RopeSizes rope_sizes(const Tensor& x, const RopeOptions& options) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "rope: expected x (batch, heads, length, dim) on the CPU");
-  STD_TORCH_CHECK(options.dims[0] + options.dims[1] + options.dims[2] == x.size(3), "rope: dims do not add up");
-  return {x.size(0), x.size(1), x.size(2), x.size(3)};
+RopeSizes rope_sizes(const Tensor& x) {
+  const auto sizes = x.sizes();
+  STD_TORCH_CHECK(sizes.size() == 4 && x.is_cpu(), "rope: expected x (batch, heads, length, dim) on the CPU");
+  return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
-RopeStrides rope_strides(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
+RopeStrides rope_strides(const Tensor& x) {
+  const auto strides = x.strides();
+  return {strides[0], strides[1], strides[2]};
+}
+
+// A fresh dense tensor of sizes `s` and x's dtype.
+Tensor empty_heads(const Tensor& x, const RopeSizes& s) {
+  const auto or_one = [](int64_t size) { return size > 1 ? size : 1; };
+  const int64_t sizes[] = {s.batch, s.heads, s.length, s.dim};
+  const int64_t token = or_one(s.dim), head = token * or_one(s.length), sample = head * or_one(s.heads);
+  const int64_t strides[] = {sample, head, token, 1};
+  return empty_strided(sizes, strides, 4, dtype_code(x));
+}
 
 void rotate_into(const Tensor& x, const Tensor& out, const Tensor& positions, const RopeOptions& options) {
-  const RopeSizes size = rope_sizes(x, options);
+  const RopeSizes size = rope_sizes(x);
   const DType dtype = dtype_of(x);
   with_table(positions, size, dtype, options, rope_spreads(dtype, options.interleaved),
              [&](const RopeTableView& table) {
-               if (x.numel() == 0) return;
+               if (size.batch * size.heads * size.length * size.dim == 0) return;
                rope_kernels().rope({x.const_data_ptr(), out.mutable_data_ptr(), size, rope_strides(x),
                                     rope_strides(out), table, options.interleaved, dtype});
              });
 }
 
-Tensor rope_3d(const Tensor& x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
+Tensor rope_3d(const Tensor& x, const Tensor& positions, const MaybeDims& dims, double theta, bool interleaved,
                bool inverse) {
-  const RopeOptions options(dims, theta, interleaved, inverse);
-  rope_sizes(x, options);
-  Tensor out = empty_dense(x, sizes_of(x));
+  const RopeSizes size = rope_sizes(x);
+  const RopeOptions options(dims, size.dim, theta, interleaved, inverse);
+  Tensor out = empty_heads(x, size);
   rotate_into(dense_rows(x), out, positions, options);
   return out;
 }
 
-void rope_3d_out(const Tensor& x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
+void rope_3d_out(const Tensor& x, const Tensor& positions, const MaybeDims& dims, double theta, bool interleaved,
                  bool inverse, const Tensor& out) {
-  const RopeOptions options(dims, theta, interleaved, inverse);
-  rope_sizes(x, options);
+  const RopeOptions options(dims, rope_sizes(x).dim, theta, interleaved, inverse);
   check_output(out, x, "rope_3d: out");
   check_apart(out, x, true, "rope_3d: out overlaps x");
-  check_apart(out, positions, true, "rope_3d: out overlaps positions");
+  check_apart(out, positions, false, "rope_3d: out overlaps positions");
   rotate_into(dense_rows(x), out, positions, options);
 }
 
-void rope_3d_(Tensor x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
-              bool inverse) {
-  const RopeOptions options(dims, theta, interleaved, inverse);
-  rope_sizes(x, options);
+void rope_3d_(Tensor x, const Tensor& positions, const MaybeDims& dims, double theta, bool interleaved, bool inverse) {
+  const RopeOptions options(dims, rope_sizes(x).dim, theta, interleaved, inverse);
   check_output(x, x, "rope_3d_: x");
-  check_apart(x, positions, true, "rope_3d_: x overlaps positions");
+  check_apart(x, positions, false, "rope_3d_: x overlaps positions");
   rotate_into(x, x, positions, options);
 }
 
-// The weight in the type that is computed in; a missing one is of ones.
-Tensor norm_weight(const Tensor& x, const MaybeTensor& weight, bool full_width) {
-  const ScalarType wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const int64_t width = (full_width ? x.size(1) : 1) * x.size(3);
-  if (!weight) {
-    Tensor ones = empty_dense(x, {width}, wide);
-    torch::stable::fill_(ones, 1);
-    return ones;
-  }
+template <class A>
+Tensor ones(int64_t width, ScalarType type) {
+  const int64_t stride = 1;
+  Tensor result = empty_strided(&width, &stride, 1, int32_t(type));
+  std::fill_n((A*)result.mutable_data_ptr(), width, A(1));
+  return result;
+}
+
+// The weight, dense and in the type that is computed in; a missing one is of ones.
+Tensor norm_weight(const RopeSizes& size, DType dtype, const MaybeTensor& weight, bool full_width) {
+  const bool wide = dtype == DType::f64;
+  const ScalarType computed = wide ? ScalarType::Double : ScalarType::Float;
+  const int64_t width = (full_width ? size.heads : 1) * size.dim;
+  if (!weight) return wide ? ones<double>(width, computed) : ones<float>(width, computed);
   const ScalarType type = weight->scalar_type();
-  STD_TORCH_CHECK(weight->is_cpu() && weight->dim() == 1 && weight->size(0) == width &&
+  const auto sizes = weight->sizes();
+  STD_TORCH_CHECK(weight->is_cpu() && sizes.size() == 1 && sizes[0] == width &&
                       (type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
                        type == ScalarType::Half),
                   "qk_norm_rope: a weight's shape, dtype or device");
-  const Tensor converted = type == wide ? *weight : torch::stable::to(*weight, wide);
-  return torch::stable::contiguous(converted);
+  const Tensor converted = type == computed ? *weight : torch::stable::to(*weight, computed);
+  return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
 }
 
-void check_keys(const Tensor& q, const Tensor& k) {
-  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.is_cpu() && k.scalar_type() == q.scalar_type() &&
-                      k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3),
+void check_norm(const Tensor& q, const RopeSizes& a, const Tensor& k, const RopeSizes& b, double eps) {
+  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && a.batch == b.batch && a.length == b.length && a.dim == b.dim,
                   "qk_norm_rope: k's shape, dtype or device");
+  STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), "qk_norm_rope: expected a finite eps >= 0");
 }
 
 void norm_rotate_into(const Tensor (&inputs)[2], const Tensor (&outs)[2], const MaybeTensor& q_weight,
                       const MaybeTensor& k_weight, const Tensor& positions, double eps, const RopeOptions& options,
                       bool full_width) {
   const DType dtype = dtype_of(inputs[0]);
-  const Tensor weights[2] = {norm_weight(inputs[0], q_weight, full_width),
-                             norm_weight(inputs[1], k_weight, full_width)};
-  with_table(positions, rope_sizes(inputs[0], options), dtype, options, rope_spreads(dtype, options.interleaved),
+  const RopeSizes sizes[2] = {rope_sizes(inputs[0]), rope_sizes(inputs[1])};
+  const Tensor weights[2] = {norm_weight(sizes[0], dtype, q_weight, full_width),
+                             norm_weight(sizes[1], dtype, k_weight, full_width)};
+  with_table(positions, sizes[0], dtype, options, rope_spreads(dtype, options.interleaved),
              [&](const RopeTableView& table) {
                for (int i = 0; i < 2; ++i) {
                  const Tensor& x = inputs[i];
-                 if (x.numel() == 0) continue;
-                 const RopeParams rope = {x.const_data_ptr(),     outs[i].mutable_data_ptr(),
-                                          rope_sizes(x, options), rope_strides(x),
-                                          rope_strides(outs[i]),  table,
-                                          options.interleaved,    dtype};
+                 const RopeSizes& size = sizes[i];
+                 if (size.batch * size.heads * size.length * size.dim == 0) continue;
+                 const RopeParams rope = {x.const_data_ptr(),
+                                          outs[i].mutable_data_ptr(),
+                                          size,
+                                          rope_strides(x),
+                                          rope_strides(outs[i]),
+                                          table,
+                                          options.interleaved,
+                                          dtype};
                  rope_kernels().norm_rope({rope, weights[i].const_data_ptr(), eps, full_width});
                }
              });
@@ -99,21 +120,21 @@ void norm_rotate_into(const Tensor (&inputs)[2], const Tensor (&outs)[2], const 
 
 std::tuple<Tensor, Tensor> qk_norm_rope(const Tensor& q, const Tensor& k, const MaybeTensor& q_weight,
                                         const MaybeTensor& k_weight, const Tensor& positions, double eps,
-                                        std::vector<int64_t> dims, double theta, bool interleaved, bool full_width) {
-  const RopeOptions options(dims, theta, interleaved, false);
-  rope_sizes(q, options);
-  check_keys(q, k);
-  const Tensor outs[2] = {empty_dense(q, sizes_of(q)), empty_dense(k, sizes_of(k))};
+                                        const MaybeDims& dims, double theta, bool interleaved, bool full_width) {
+  const RopeSizes q_size = rope_sizes(q), k_size = rope_sizes(k);
+  const RopeOptions options(dims, q_size.dim, theta, interleaved, false);
+  check_norm(q, q_size, k, k_size, eps);
+  const Tensor outs[2] = {empty_heads(q, q_size), empty_heads(k, k_size)};
   norm_rotate_into({dense_rows(q), dense_rows(k)}, outs, q_weight, k_weight, positions, eps, options, full_width);
   return {outs[0], outs[1]};
 }
 
 void qk_norm_rope_out(const Tensor& q, const Tensor& k, const MaybeTensor& q_weight, const MaybeTensor& k_weight,
-                      const Tensor& positions, double eps, std::vector<int64_t> dims, double theta, bool interleaved,
+                      const Tensor& positions, double eps, const MaybeDims& dims, double theta, bool interleaved,
                       bool full_width, const Tensor& q_out, const Tensor& k_out) {
-  const RopeOptions options(dims, theta, interleaved, false);
-  rope_sizes(q, options);
-  check_keys(q, k);
+  const RopeSizes q_size = rope_sizes(q), k_size = rope_sizes(k);
+  const RopeOptions options(dims, q_size.dim, theta, interleaved, false);
+  check_norm(q, q_size, k, k_size, eps);
   check_output(q_out, q, "qk_norm_rope: q_out");
   check_output(k_out, k, "qk_norm_rope: k_out");
   check_apart(q_out, q, true, "qk_norm_rope: q_out overlaps q");
@@ -135,22 +156,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(const Tensor& g
                                                                  const Tensor& q, const Tensor& k,
                                                                  const Tensor& q_weight, const Tensor& k_weight,
                                                                  const Tensor& positions, double eps,
-                                                                 std::vector<int64_t> dims, double theta,
-                                                                 bool interleaved, bool full_width) {
-  const RopeOptions options(dims, theta, interleaved, true);
-  rope_sizes(q, options);
-  check_keys(q, k);
+                                                                 const MaybeDims& dims, double theta, bool interleaved,
+                                                                 bool full_width) {
+  const RopeSizes q_size = rope_sizes(q), k_size = rope_sizes(k);
+  const RopeOptions options(dims, q_size.dim, theta, interleaved, true);
+  check_norm(q, q_size, k, k_size, eps);
   check_like(grad_q, q, "qk_norm_rope: grad_q");
   check_like(grad_k, k, "qk_norm_rope: grad_k");
   Tensor grads[2] = {empty_dense(q, sizes_of(q)), empty_dense(k, sizes_of(k))};
   Tensor weight_grads[2] = {empty_dense(q_weight, sizes_of(q_weight)), empty_dense(k_weight, sizes_of(k_weight))};
-  with_table(positions, rope_sizes(q, options), dtype_of(q), options, interleaved, [&](const RopeTableView& table) {
+  with_table(positions, rope_sizes(q), dtype_of(q), options, interleaved, [&](const RopeTableView& table) {
     const Tensor inputs[2] = {dense_rows(q), dense_rows(k)};
     const Tensor grad_outs[2] = {dense_rows(grad_q), dense_rows(grad_k)};
-    const Tensor weights[2] = {norm_weight(q, q_weight, full_width), norm_weight(k, k_weight, full_width)};
+    const Tensor weights[2] = {norm_weight(rope_sizes(q), dtype_of(q), q_weight, full_width),
+                               norm_weight(rope_sizes(k), dtype_of(q), k_weight, full_width)};
     for (int i = 0; i < 2; ++i) {
       const Tensor& x = inputs[i];
-      const RopeSizes size = rope_sizes(x, options);
+      const RopeSizes size = rope_sizes(x);
       const Tensor partial = empty_dense(weights[i], {rope_chunks(size.batch, size.length), weights[i].numel()});
       rope_kernels().norm_rope_backward({grad_outs[i].const_data_ptr(), x.const_data_ptr(), weights[i].const_data_ptr(),
                                          grads[i].mutable_data_ptr(), weight_grads[i].mutable_data_ptr(),

@@ -28,7 +28,7 @@ int64_t bytes_of(const RopeSizes& size) {
 template <class T, bool kInterleaved>
 void rope_items(const RopeParams& p, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved && !kInPairs<T, kInterleaved>);
+  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved && !kInPairs<T, kInterleaved>, p.size.length);
   StreamWriter<T> writer(streams<T>(p));
   each_head_block(begin, end, p.size, [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
     angles.fill(sample, first, tokens);
@@ -95,7 +95,7 @@ void norm_rope_items(const NormRopeParams& p, int64_t begin, int64_t end) {
   const RopeParams& r = p.rope;
   const RopeSizes& size = r.size;
   const int64_t dim = size.dim, per_block = p.full_width ? size.heads : 1;
-  const BlockAngles<A> angles(r.table, dim, kInterleaved && !kInPairs<T, kInterleaved>);
+  const BlockAngles<A> angles(r.table, dim, kInterleaved && !kInPairs<T, kInterleaved>, size.length);
   const HeadWeights<T, kInterleaved> weights((const A*)p.weight, p.full_width ? size.heads : 1, dim);
   StreamWriter<T> writer(streams<T>(r));
   constexpr int64_t kGroup = 16;
@@ -166,7 +166,7 @@ void norm_rope_backward_blocks_of(const NormRopeBackwardParams& p, int64_t begin
   using A = Accumulator<T>;
   const RopeSizes& size = p.size;
   const int64_t dim = size.dim, group = p.full_width ? size.heads : 1, row = padded<A>(dim);
-  const BlockAngles<A> angles(p.table, dim, kInterleaved);
+  const BlockAngles<A> angles(p.table, dim, kInterleaved, size.length);
   const Scratch<A> buffer(group * row);
 
   // Heads [head, head + group) of one token are normed together.

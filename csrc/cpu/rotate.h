@@ -32,12 +32,12 @@ constexpr bool kInPairs = kInterleaved && std::is_same_v<T, bf16>;
 template <class A>
 class BlockAngles {
  public:
-  // `spread`: the table holds a value for every element, not for every pair.
-  BlockAngles(const RopeTableView& table, int64_t dim, bool spread)
+  // `spread`: the table holds a value for every element, not for every pair. No block has more tokens than `length`.
+  BlockAngles(const RopeTableView& table, int64_t dim, bool spread, int64_t length = kRopeTokens)
       : table_(table),
         width_(spread ? dim : dim / 2),
         row_(padded<A>(width_)),
-        buffer_(kRopeTokens * 2 * row_ + kLanes<A>) {}
+        buffer_((length < kRopeTokens ? length : kRopeTokens) * 2 * row_ + kLanes<A>) {}
 
   void fill(int64_t sample, int64_t first, int64_t count) const {
     for (int64_t t = 0; t < count; ++t) {

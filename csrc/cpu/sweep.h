@@ -53,17 +53,20 @@ static inline int64_t padded(int64_t n) {
   return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
 
-// `count` elements, aligned to a cache line, uninitialised.
+// `count` elements, aligned to a cache line, uninitialised. malloc answers small sizes at once, aligned_alloc does not.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : data_((A*)std::aligned_alloc(64, (size_t(count) * sizeof(A) + 127) / 64 * 64)) {}
-  ~Scratch() { std::free(data_); }
+  explicit Scratch(int64_t count)
+      : memory_(std::malloc((size_t(count) * sizeof(A) + 127) / 64 * 64 + 64)),
+        data_((A*)((uintptr_t(memory_) + 63) / 64 * 64)) {}
+  ~Scratch() { std::free(memory_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   A* data() const { return data_; }
 
  private:
+  void* memory_;
   A* data_;
 };
 

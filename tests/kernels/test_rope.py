@@ -263,38 +263,6 @@ def test_compiles_without_a_graph_break(dynamic):
         torch.testing.assert_close(*grads)
 
 
-def test_multiscale_positions_follow_eq_7():
-    text_len, frames, scales = 4, 3, [(1, 1), (2, 3), (5, 7)]
-    for align in ("index", "grid"):
-        expected = [(i, i, i) for i in range(text_len)]
-        for t in range(frames):
-            for height, width in scales:
-                for h in range(height):
-                    for w in range(width):
-                        y, x = (h, w) if align == "index" else (round(h * 5 / height), round(w * 7 / width))
-                        expected.append((t + text_len, y + text_len, x + text_len))
-        positions = vk.multiscale_positions(text_len, frames, scales, align)
-        assert positions.dtype == torch.int64
-        assert positions.tolist() == [list(p) for p in expected]
-    assert vk.multiscale_positions(0, 0, scales).shape == (0, 3)
-    assert vk.multiscale_positions(3, 0, scales).tolist() == [[0] * 3, [1] * 3, [2] * 3]
-
-
-def test_scales_share_coordinates_across_frames():
-    one, two = vk.multiscale_positions(2, 2, [(1, 1), (4, 4)])[2:].chunk(2)
-    assert torch.equal(two - one, torch.tensor([1, 0, 0]).expand(17, 3))
-
-
-def test_unit_positions_keep_a_tokens_place_in_any_order():
-    grid = (2, 3, 4)
-    expected = [[t, h, w] for t in range(2) for h in range(3) for w in range(4)]
-    assert vk.unit_positions(grid).tolist() == expected
-    order = torch.randperm(24)
-    shuffled = vk.unit_positions(grid, order=order, text_len=2, start=(5, 0, 0))
-    assert shuffled[:2].tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert shuffled[2:].tolist() == [[expected[i][0] + 7, expected[i][1] + 2, expected[i][2] + 2] for i in order]
-
-
 def test_default_split_is_that_of_wan():
     assert reference.rope.default_dims(128) == (44, 42, 42)
     assert all(sum(reference.rope.default_dims(d)) == d for d in range(2, 300, 2))
@@ -312,7 +280,6 @@ def test_errors_name_what_was_expected():
         (ValueError, "add up to 12, got", lambda: vk.rope_3d(x, positions, dims=(4, 4, 2))),
         (ValueError, "three even dims", lambda: vk.rope_3d(x, positions, dims=(3, 5, 4))),
         (ValueError, "no stride 0", lambda: vk.rope_3d_(x[:, :1].expand(-1, 2, -1, -1), positions)),
-        (ValueError, "need no gradient", lambda: vk.rope_3d_(x.clone().requires_grad_(), positions)),
         (
             ValueError,
             r"expected k of shape \(2, \*, 5, 12\), got \(2, 3, 4, 12\)",
@@ -325,10 +292,57 @@ def test_errors_name_what_was_expected():
             r"expected k_weight of shape \(36,\)",
             lambda: vk.qk_norm_rope(x, x, None, weight, positions, full_width=True),
         ),
-        (ValueError, "align", lambda: vk.multiscale_positions(1, 1, [(1, 1)], "middle")),
-        (ValueError, "at least one scale", lambda: vk.multiscale_positions(1, 1, [])),
-        (ValueError, "sizes >= 0", lambda: vk.unit_positions((1, -1, 2))),
+        (ValueError, "three even dims", lambda: vk.rope_3d(x, positions, dims=())),
+        (TypeError, "positions of one of", lambda: vk.rope_3d(x, positions.to(torch.uint8))),
+        (TypeError, "positions of one of", lambda: vk.qk_norm_rope(x, x, None, None, positions.to(torch.int16))),
     ]
     for error, message, call in cases:
-        with pytest.raises(error, match=message):
-            call()
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), pytest.raises(error, match=message):
+                call()
+    with pytest.raises(ValueError, match="need no gradient"):
+        vk.rope_3d_(x.clone().requires_grad_(), positions)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_theta_and_eps_are_checked(grad):
+    x, positions = torch.randn(1, 2, 5, 12), torch.zeros(5, 3)
+    with torch.set_grad_enabled(grad):
+        for theta in (0, -1.0, math.nan, math.inf):
+            for call in (vk.rope_3d, vk.rope_3d_, lambda *t, **o: vk.qk_norm_rope(t[0], t[0], None, None, t[1], **o)):
+                with pytest.raises(ValueError, match=rf"(rope_3d|rope_3d_|qk_norm_rope): .*finite theta .*got {theta}"):
+                    call(x, positions, theta=theta)
+        for eps in (-1e-6, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"qk_norm_rope: expected a finite eps >= 0, got {eps}"):
+                vk.qk_norm_rope(x, x, None, None, positions, eps=eps)
+        assert vk.rope_3d(x, positions, theta=5).shape == x.shape  # an int is as good
+        assert vk.qk_norm_rope(x, x, None, None, positions, eps=0)[0].shape == x.shape
+
+
+def test_operators_refuse_what_the_kernels_cannot_read():
+    x, positions = torch.randn(1, 2, 5, 12), torch.zeros(5, 3)
+    ops, norms = torch.ops.videoar_kernels, (x, x, None, None, positions)
+    for dims in ([], [12], [6, 6], [4, 4, 2], [5, 3, 4], [-4, 8, 8], [2**62, 2**62, 12], [4, 4, 4, 0]):
+        with pytest.raises(RuntimeError, match="dims"):
+            ops.rope_3d(x, positions, dims, 1.0, True, False)
+    for theta in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(RuntimeError, match="theta"):
+            ops.rope_3d(x, positions, None, theta, True, False)
+        with pytest.raises(RuntimeError, match="theta"):
+            ops.qk_norm_rope(*norms, 1e-6, None, theta, True, False)
+    for eps in (-1e-6, math.nan, math.inf):
+        with pytest.raises(RuntimeError, match="eps"):
+            ops.qk_norm_rope(*norms, eps, None, 1.0, True, False)
+    with pytest.raises(RuntimeError, match="even"):
+        ops.rope_3d(x[..., :11], positions, None, 1.0, True, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_weight_gradients_have_the_dtype_of_the_weight(dtype):
+    x, positions = torch.randn(2, 2, 5, 12), positions_for(2, 5, True)
+    weight = torch.randn(12, dtype=dtype, requires_grad=True)
+    q, k = vk.qk_norm_rope(x, x, weight, None, positions)
+    (grad,) = torch.autograd.grad(q.sum() + k.sum(), weight)
+    (exact,) = torch.autograd.grad(reference.rope.qk_norm_rope(x, x, weight, None, positions)[0].sum(), weight)
+    assert grad.dtype == dtype
+    assert_close(grad.float(), exact.double(), exact.float())

@@ -65,13 +65,20 @@ def rope_kernel(
 
 
 def rotate(
-    x: Tensor, out: Tensor, positions: Tensor, dims: Sequence[int], theta: float, interleaved: bool, inverse: bool
+    x: Tensor,
+    out: Tensor,
+    positions: Tensor,
+    dims: Sequence[int] | None,
+    theta: float,
+    interleaved: bool,
+    inverse: bool,
 ) -> None:
     """Writes the rotation of x (B, H, L, D), last dimension contiguous, into out, which may be x."""
     batch, heads, length, head_dim = x.shape
     if x.numel() == 0:
         return
     table_dtype = torch.promote_types(x.dtype, torch.float32)
+    dims = default_dims(head_dim) if dims is None else dims
     angles = rope_angles(positions, dims, theta)  # (L, D / 2) or (B, L, D / 2)
     cosines = angles.cos().to(table_dtype).contiguous()
     sines = (-angles if inverse else angles).sin().to(table_dtype).contiguous()
@@ -103,12 +110,11 @@ def rope_3d(
     interleaved: bool = True,
 ) -> Tensor:
     """Rotates x (B, H, L, D) by positions (L, 3) or (B, L, 3); see `videoar_kernels.rope_3d`."""
-    dims = default_dims(x.shape[-1]) if dims is None else dims
     return operator(x, positions, dims, theta, interleaved, False)
 
 
 def operator(
-    x: Tensor, positions: Tensor, dims: Sequence[int], theta: float, interleaved: bool, inverse: bool
+    x: Tensor, positions: Tensor, dims: Sequence[int] | None, theta: float, interleaved: bool, inverse: bool
 ) -> Tensor:
     """`rope_3d` with the arguments of the registered operator."""
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -118,7 +124,7 @@ def operator(
 
 
 def operator_(
-    x: Tensor, positions: Tensor, dims: Sequence[int], theta: float, interleaved: bool, inverse: bool
+    x: Tensor, positions: Tensor, dims: Sequence[int] | None, theta: float, interleaved: bool, inverse: bool
 ) -> None:
     """`rope_3d_` with the arguments of the registered operator."""
     rotate(x, x, positions, dims, theta, interleaved, inverse)

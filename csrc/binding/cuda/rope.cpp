@@ -22,7 +22,6 @@ cuda::PositionType position_type(const Tensor& positions) {
 
 void rotate_into(const Tensor& x, const Tensor& out, const Tensor& positions, const RopeOptions& options) {
   STD_TORCH_CHECK(x.dim() == 4 && x.size(3) <= cuda::kRopeMaxDim, "rope: expected 4 dimensions, head_dim up to 256");
-  STD_TORCH_CHECK(options.dims[0] + options.dims[1] + options.dims[2] == x.size(3), "rope: dims do not add up");
   const bool shared = positions.dim() == 2;
   STD_TORCH_CHECK(positions.numel() == (shared ? 1 : x.size(0)) * x.size(2) * 3, "rope: wrong number of positions");
   const Tensor dense = torch::stable::contiguous(positions);
@@ -56,18 +55,17 @@ void rotate_into(const Tensor& x, const Tensor& out, const Tensor& positions, co
   STD_TORCH_CHECK(error == nullptr, "rope: ", error == nullptr ? "" : error);
 }
 
-Tensor rope_3d(const Tensor& x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
+Tensor rope_3d(const Tensor& x, const Tensor& positions, const MaybeDims& dims, double theta, bool interleaved,
                bool inverse) {
   const Tensor dense = dense_rows(x);
   Tensor out = empty_dense(x, sizes_of(x));
-  rotate_into(dense, out, positions, {dims, theta, interleaved, inverse});
+  rotate_into(dense, out, positions, {dims, x.size(-1), theta, interleaved, inverse});
   return out;
 }
 
-void rope_3d_(Tensor x, const Tensor& positions, std::vector<int64_t> dims, double theta, bool interleaved,
-              bool inverse) {
+void rope_3d_(Tensor x, const Tensor& positions, const MaybeDims& dims, double theta, bool interleaved, bool inverse) {
   STD_TORCH_CHECK(x.size(3) <= 1 || x.stride(3) == 1, "rope_3d_: expected x with a contiguous last dimension");
-  rotate_into(x, x, positions, {dims, theta, interleaved, inverse});
+  rotate_into(x, x, positions, {dims, x.size(-1), theta, interleaved, inverse});
 }
 
 }  // namespace
