@@ -12,39 +12,47 @@ extern "C" void draw_words(int64_t count) {
   }
 }
 
-extern "C" float sum_softplus(int64_t count) {
-  constexpr int kN = kLanes<float>, kMost = 1024;
-  alignas(64) float logits[kMost];
+constexpr int kMost = 1024;
+
+void fill(float* logits) {
   for (int i = 0; i < kMost; ++i) logits[i] = float(i % 37 - 18) * 0.3f;
-  Vec<float> above{}, factors[8] = {};
+}
+
+extern "C" float sum_softplus(int64_t count) {
+  constexpr int kN = kLanes<float>;
+  alignas(64) float logits[kMost];
+  fill(logits);
+  Vec<float> above[4] = {}, factors[4] = {};
   for (int64_t done = 0; done < count; done += kMost) {
     __asm__ volatile("" ::"r"(logits) : "memory");
-    for (int i = 0; i < kMost; i += 8 * kN) {
-#pragma GCC unroll 8
-      for (int u = 0; u < 8; ++u) {
+    for (int i = 0; i < kMost; i += 4 * kN) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
         const Vec<float> x = load(logits + i + u * kN), y = exp_minus(magnitude<float>(x));
-        above += vmax<float>(x, Vec<float>{});
+        above[u] += vmax<float>(x, Vec<float>{});
         factors[u] = factors[u] * y + (factors[u] + y);
       }
     }
-    for (Vec<float>& s : factors) {
-      above += s;
-      s = Vec<float>{};
+    for (int u = 0; u < 4; ++u) {
+      above[u] += factors[u];
+      factors[u] = Vec<float>{};
     }
   }
-  return reduce_add<float>(above);
+  return reduce_add<float>(above[0] + above[1] + above[2] + above[3]);
 }
 
-extern "C" void share_sigmoid(int64_t count) {
-  constexpr int kN = kLanes<float>, kMost = 1024;
+// To the precision that a gradient of T asks for.
+template <class T>
+void share_sigmoid(int64_t count) {
+  constexpr int kN = kLanes<float>;
   alignas(64) float logits[kMost], shares[kMost];
-  for (int i = 0; i < kMost; ++i) logits[i] = float(i % 37 - 18) * 0.3f;
+  fill(logits);
   for (int64_t done = 0; done < count; done += kMost) {
     __asm__ volatile("" ::"r"(logits), "r"(shares) : "memory");
-    for (int i = 0; i < kMost; i += kN) {
-      const Vec<float> x = load(logits + i);
-      store(shares + i, Vec<float>(0.5f / (1 + exp_minus(vmax<float>(broadcast(-87.0f), x)))));
-    }
+    for (int i = 0; i < kMost; i += kN) store(shares + i, share<T>(load(logits + i), broadcast(0.5f)));
   }
   __asm__ volatile("" ::"r"(shares) : "memory");
 }
+
+extern "C" void share_sigmoid_f32(int64_t count) { share_sigmoid<float>(count); }
+extern "C" void share_sigmoid_bf16(int64_t count) { share_sigmoid<videoar::bf16>(count); }

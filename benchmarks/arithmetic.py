@@ -49,7 +49,7 @@ def _library() -> ctypes.CDLL:
 
 
 def elements_per_second(name: str) -> float:
-    """Returns the rate of `draw_words`, `sum_softplus` or `share_sigmoid` over all threads, best of five."""
+    """Returns the rate of a function of arithmetic.cpp over all threads, best of five."""
     threads = torch.get_num_threads()
     call = getattr(_library(), name)
     call.argtypes = [ctypes.c_int64]
@@ -72,6 +72,6 @@ def softplus() -> float:
     return elements_per_second("sum_softplus")
 
 
-def sigmoid() -> float:
-    """Returns elements of a cross-entropy's gradient per second."""
-    return elements_per_second("share_sigmoid")
+def sigmoid(dtype: torch.dtype) -> float:
+    """Returns elements of a cross-entropy's gradient in `dtype` per second."""
+    return elements_per_second("share_sigmoid_f32" if dtype == torch.float32 else "share_sigmoid_bf16")

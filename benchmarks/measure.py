@@ -180,12 +180,20 @@ def gather(case: Case, clock: Clock) -> tuple[list[Contender], dict[str, str]]:
     for name, call in case.yardsticks.items():
         contenders.append(Contender(name, "yardstick", call))
         prepare(contenders[-1], clock)
-    for kind in ("copy", "matmul") if isinstance(case.limit, Steps) else (case.limit,):
-        if kind is not None and not isinstance(kind, Arithmetic):
-            for name, (call, work) in limit_calls(kind, case, clock.device).items():
-                contenders.append(Contender(name, "limit", call, work))
-                prepare(contenders[-1], clock)
+    for kind in limit_kinds(case):
+        for name, (call, work) in limit_calls(kind, case, clock.device).items():
+            contenders.append(Contender(name, "limit", call, work))
+            prepare(contenders[-1], clock)
     return contenders, absent
+
+
+def limit_kinds(case: Case) -> tuple[str, ...]:
+    """Returns the kinds of `limit_calls` that a case's floor is made of."""
+    if isinstance(case.limit, Steps):
+        return "copy", "matmul"
+    if isinstance(case.limit, Arithmetic):
+        return ("copy same size",) if case.bytes else ()
+    return () if case.limit is None else (case.limit,)
 
 
 def few(call: Callable[[], object], clock: Clock) -> list[float]:

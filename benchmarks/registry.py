@@ -26,7 +26,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A limit of its own for an op bound by arithmetic other than matrix products.
+    """A limit of its own for an op bound by arithmetic other than matrix products, or by memory if that takes longer.
 
     Args:
         rate: operations per second this machine can do, or a function that measures it; `Case.flops` counts them.
@@ -74,7 +74,8 @@ class Case:
         bytes: compulsory bytes: every input read once, every output written once.
         flops: useful floating point operations.
         limit: "copy" (large torch copies, bytes read plus written), "copy same size" (a torch copy that moves `bytes`),
-            "matmul" (PyTorch's better one of bfloat16 and float32), "matmul f32", `Arithmetic`, `Steps`, or None.
+            "matmul" (PyTorch's better one of bfloat16 and float32), "matmul f32", `Arithmetic` (or "copy same size", if
+            there are `bytes` and they take longer), `Steps`, or None.
         bars: what is asked for. "limit": least share of the limit; a peer's or yardstick's name: least ratio of its
             time to ours; "time": most seconds; "beyond <name>": most seconds more than that yardstick.
         grad: run with gradients enabled; otherwise everything runs under torch.no_grad().

@@ -109,7 +109,9 @@ def floor_of(case: Case, rates: dict[str, float]) -> Floor | None:
         return None
     if isinstance(case.limit, Arithmetic):
         rate = case.limit.rate() if callable(case.limit.rate) else case.limit.rate
-        return Floor("arithmetic", case.flops / rate, case.limit.what)
+        arithmetic = Floor("arithmetic", case.flops / rate, case.limit.what)
+        memory = [Floor(name, case.bytes / rate, "") for name, rate in rates.items()]
+        return max([arithmetic, *memory], key=lambda floor: floor.seconds)
     matmul = next((rate for name, rate in rates.items() if name.startswith("matmul")), None)
     if isinstance(case.limit, Steps):
         seconds = sum(max(b / rates["copy"], f / matmul) for b, f in case.limit.steps)

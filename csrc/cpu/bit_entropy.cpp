@@ -6,23 +6,23 @@
 
 #include "bit_blocks.h"
 #include "parallel.h"
+#include "stream.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
-// e^-x to about 1 ulp for -87 <= x <= 87; beyond 87, where x is clamped, 1e-38. NaN stays.
+// e^-x within 2e-7 for -87 <= x <= 87; beyond 87, where x is clamped, 1e-38. NaN stays.
 inline Vec<float> exp_minus(Vec<float> x) {
   const Vec<float> magic = broadcast(12582912.0f);
   x = vmin<float>(broadcast(87.0f), x);
   // e^-x = 2^n 2^f with |f| <= 1/2; adding 1.5 * 2^23 rounds to the nearest integer.
   const Vec<float> shifted = x * -1.44269504f + magic, f = x * -1.44269504f - (shifted - magic);
-  Vec<float> y = f * 0.0001535336195f + 0.00133988744f;
-  y = y * f + 0.009618437357f;
-  y = y * f + 0.05550332471f;
-  y = y * f + 0.2402264791f;
-  y = y * f + 0.6931472029f;
-  y = y * f + 1.0f;
+  Vec<float> y = f * 0.001327647245f + 0.009675540961f;
+  y = y * f + 0.05550713092f;
+  y = y * f + 0.2402212024f;
+  y = y * f + 0.693146944f;
+  y = y * f + 1.000000119f;
   return (Vec<float>)((Mask<float>)y + ((Mask<float>)shifted << 23));
 }
 inline Vec<double> exp_minus(Vec<double> x) {
@@ -56,197 +56,236 @@ inline Vec<A> magnitude(Vec<A> x) {
   return (Vec<A>)((Mask<A>)x & L(~(uint64_t(1) << (8 * sizeof(A) - 1))));
 }
 
-// The bits of elements [j, j + lanes) as the lanes' signs, j a multiple of the lanes; every other bit is zero.
+// Vectors that are taken together, so that their bits fill whole bytes and two chains of sums overlap.
 template <class A>
-inline Mask<A> signs_at(const uint8_t* bits, int64_t j, int64_t dim) {
-  using L = Lane<A>;
-  if constexpr (kLanes<A> == 8 && sizeof(A) == 4) {
-    // Bit i of the byte is bit 24 + i of every lane.
-    const LaneVec<int8_t> spread = LaneVec<int8_t>{} + int8_t(bits[j / 8]);
-    return Mask<A>((Mask<A>)spread << lanes_of<L>([](int i) { return 7 - i; })) & L(uint64_t(1) << 31);
-  } else {
-    return sign_lanes<L>(BlockBits(read_bits<A>(bits, j, dim)), 0);
-  }
-}
+constexpr int kVectors = kLanes<A> >= 4 ? 2 : 8 / kLanes<A>;
+template <class A>
+constexpr int kUnit = kVectors<A> * kLanes<A>;
 
-inline int64_t count_ones(uint32_t bits) {
-#if defined(__POPCNT__)
-  return __builtin_popcount(bits);
-#else
-  bits -= bits >> 1 & 0x5555;
-  bits = (bits & 0x3333) + (bits >> 2 & 0x3333);
-  bits = (bits + (bits >> 4)) & 0x0f0f;
-  return (bits + (bits >> 8)) & 0xff;
-#endif
-}
+// A large logit of the right sign for bit zero: adds nothing to any sum.
+constexpr float kNothing = -1e4f;
 
-// Several tokens side by side, so that their chains of sums overlap.
-constexpr int kTokens = 4;
-// Every factor at most doubles a product: so many of them stay far from overflow.
-constexpr int64_t kMostFactors = 96;
-
+// Logits of a unit as lanes: t is -logit where the bit is one. The first `skip` elements count for nothing.
 template <class T>
-struct Tokens {
-  const T* logits[kTokens];
-  const uint8_t* bits[kTokens];
+struct Unit {
+  using A = Accumulator<T>;
+  using L = Lane<A>;
+  LaneVec<L> signs[kVectors<A>];
+  Vec<A> t[kVectors<A>];
+
+  Unit(const T* logits, BlockBits bits, int skip = 0) {
+    for (int u = 0; u < kVectors<A>; ++u) {
+      Vec<A> x = load(logits + u * kLanes<A>);
+      if (skip > 0) x = lane_numbers<A>() < skip - u * kLanes<A> ? broadcast(A(kNothing)) : x;
+      signs[u] = sign_lanes<L>(bits, u);
+      t[u] = (Vec<A>)((LaneVec<L>)x ^ signs[u]);
+    }
+  }
+  void count_wrong(LaneVec<L>& wrong) const {
+    for (int u = 0; u < kVectors<A>; ++u) {
+      const LaneVec<L> positive = (LaneVec<L>)((Vec<A>)((LaneVec<L>)t[u] ^ signs[u]) > Vec<A>{});
+      wrong -= LaneVec<L>(positive ^ signs[u]) >> (8 * sizeof(L) - 1);
+    }
+  }
+  void store_signed(T* to, const Vec<A>* v) const {
+    for (int u = 0; u < kVectors<A>; ++u) store(to + u * kLanes<A>, (Vec<A>)((LaneVec<L>)v[u] ^ signs[u]));
+  }
 };
 
-// Of each token: the lanes' sums of max(t, 0), and s such that the logarithms' sum is log(1 + s). s takes y = e^-|t| in
-// at a multiplication and stays precise where all y are tiny, so that a logarithm serves many elements.
-template <class A>
-inline void add_lanes(Vec<A>& above, Vec<A>& s, int64_t& wrong, Vec<A> x, Mask<A> signs, uint32_t bits) {
-  const Vec<A> t = (Vec<A>)((Mask<A>)x ^ signs), y = exp_minus(magnitude<A>(t));
-  above += vmax<A>(t, Vec<A>{});
-  s = s * y + (s + y);
-  wrong += count_ones(lanes_to_bits(Mask<A>(x > 0)) ^ bits);
-}
+// Neighbours share a word until arithmetic needs them apart: even ones in t[0], odd ones in t[1].
+template <>
+struct Unit<bf16> {
+  using L = int16_t;
+  LaneVec<L> signs, words;
+  Vec<float> t[2];
 
-template <class T>
-inline void add_tokens(const Tokens<T>& tokens, int64_t dim, Vec<Accumulator<T>>* out_above, Vec<Accumulator<T>>* out_s,
-                       int64_t* out_wrong) {
-  using A = Accumulator<T>;
-  constexpr int kN = kLanes<A>;
-  Vec<A> above[kTokens], s[kTokens];
-  int64_t wrong[kTokens];
-  for (int i = 0; i < kTokens; ++i) above[i] = s[i] = Vec<A>{}, wrong[i] = 0;
-  int64_t j = 0;
-  while (j + kN <= dim) {
-    const int64_t end = dim - j < kMostFactors * kN ? dim : j + kMostFactors * kN;
-    for (; j + kN <= end; j += kN) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kTokens; ++i) {
-        const uint8_t* bits = tokens.bits[i];
-        const uint32_t packed = read_bits<A>(bits, j, dim) & ((1u << kN) - 1);
-        add_lanes<A>(above[i], s[i], wrong[i], load(tokens.logits[i] + j), signs_at<A>(bits, j, dim), packed);
-      }
+  Unit(const bf16* logits, BlockBits bits, int skip = 0) : signs(sign_lanes<L>(bits, 0)), words(load_lanes<L>(logits)) {
+    if (skip > 0) {
+      words =
+          lanes_of<L>([](int i) { return i; }) < L(skip) ? LaneVec<L>{} + L(from_float<bf16>(kNothing).bits) : words;
     }
-    if (end == dim) break;
-    for (int i = 0; i < kTokens; ++i) {
-      above[i] += vlog1p(s[i]);
-      s[i] = Vec<A>{};
-    }
+    const VecU32 pairs = (VecU32)(words ^ signs);
+    t[0] = (Vec<float>)(pairs << 16);
+    t[1] = (Vec<float>)(pairs & 0xffff0000u);
   }
-  for (int i = 0; i < kTokens; ++i) {
-    if (j < dim) {
-      // Lanes past the token hold a large logit of the right sign, which adds nothing.
-      const Mask<A> inside = first_lanes<A>(int(dim - j));
-      const uint8_t* bits = tokens.bits[i];
-      const Vec<A> x = inside ? load_partial(tokens.logits[i] + j, int(dim - j)) : broadcast(A(-1e4));
-      const uint32_t packed = read_bits<A>(bits, j, dim) & inside_bits<A>(dim - j);
-      add_lanes<A>(above[i], s[i], wrong[i], x, signs_at<A>(bits, j, dim) & inside, packed);
-    }
-    out_above[i] = above[i], out_s[i] = s[i], out_wrong[i] = wrong[i];
+  void count_wrong(LaneVec<L>& wrong) const {
+    const LaneVec<L> positive = LaneVec<L>(words > 0) & LaneVec<L>(words <= LaneOf<bf16>::infinity);
+    wrong -= LaneVec<L>(positive ^ signs) >> 15;
   }
-}
-
-// Lane i of the result combines two lanes, kStep apart, of a (where i has no bit kStep) or of b.
-template <class A, int kStep, class F>
-inline Vec<A> fold(Vec<A> a, Vec<A> b, const F& f) {
-  using L = Lane<A>;
-  constexpr int kN = kLanes<A>;
-  const Vec<A> low = __builtin_shuffle(a, b, lanes_of<L>([](int i) { return i & kStep ? kN + i - kStep : i; }));
-  const Vec<A> high = __builtin_shuffle(a, b, lanes_of<L>([](int i) { return i & kStep ? kN + i : i + kStep; }));
-  return f(low, high);
-}
-
-// The sums over lanes of kLanes vectors, as one vector, in the order of the vectors' numbers with bits reversed.
-template <class A, int kStep = 1, class F>
-inline Vec<A> fold_all(Vec<A>* v, const F& f) {
-  if constexpr (kStep == kLanes<A>) {
-    return v[0];
-  } else {
-    constexpr int kHalf = kLanes<A> / kStep / 2;
-    for (int i = 0; i < kHalf; ++i) v[i] = fold<A, kStep>(v[i], v[i + kHalf], f);
-    return fold_all<A, 2 * kStep>(v, f);
+  void store_signed(bf16* to, const Vec<float>* v) const {
+    LaneVec<L> rounded;
+    store_pairs((bf16*)&rounded, {v[0], v[1]});
+    rounded ^= signs;
+    std::memcpy(to, &rounded, sizeof rounded);
   }
-}
-
-// Groups of kLanes tokens whose logarithms are taken together, so that their latencies overlap.
-constexpr int kGroups = 4;
-template <class A>
-constexpr int kBatch = kGroups * kLanes<A>;
-
-template <class A>
-struct BatchResult {
-  A nats[kBatch<A>];
-  int64_t wrong[kBatch<A>];
 };
 
+template <class A>
+inline BlockBits unit_bits(const uint8_t* bits) {
+  BlockBits value = 0;
+  std::memcpy(&value, bits, kUnit<A> / 8);
+  return value;
+}
+
+// memcpy of less than a unit, without a call.
+inline void copy_few(void* to, const void* from, size_t bytes) {
+  char* out = (char*)to;
+  const char* in = (const char*)from;
+  const auto move = [&](auto word) {
+    std::memcpy(&word, in, sizeof word);
+    std::memcpy(out, &word, sizeof word);
+    in += sizeof word, out += sizeof word, bytes -= sizeof word;
+  };
+  while (bytes >= 8) move(uint64_t());
+  if (bytes & 4) move(uint32_t());
+  if (bytes & 2) move(uint16_t());
+}
+
+// The bits of the unit that ends with element n.
+template <class A>
+inline BlockBits last_bits(const uint8_t* bits, int64_t n) {
+  const int64_t first = n - kUnit<A>;
+  uint64_t value = 0;
+  for (int64_t i = first / 8; i < packed_bytes(n); ++i) value |= uint64_t(bits[i]) << 8 * (i - first / 8);
+  value >>= first % 8;
+  return BlockBits(kUnit<A> == 64 ? value : value & ((uint64_t(1) << kUnit<A> % 64) - 1));
+}
+
+// A run of less than a unit. Elements past it have bit zero.
 template <class T>
-inline void batch_entropy(const T* logits, const uint8_t* bits, int64_t logits_stride, int64_t bits_stride,
-                          int64_t tokens, int64_t dim, BatchResult<Accumulator<T>>& result) {
+struct Short {
+  T logits[kUnit<Accumulator<T>>];
+  BlockBits bits;
+
+  Short(const T* from, const uint8_t* from_bits, int64_t n) : bits(load_bits(from_bits, 0, n) & block_inside(n)) {
+    for (T& logit : logits) logit = from_float<T>(Accumulator<T>(kNothing));
+    copy_few(logits, from, size_t(n) * sizeof(T));
+  }
+};
+
+// Sums of max(t, 0), and s such that the logarithms' sum is log(1 + s), in each lane. s takes y = e^-|t| in at a
+// multiplication and stays precise where all y are tiny, so that a logarithm serves many elements.
+template <class T>
+struct LaneSums {
   using A = Accumulator<T>;
-  constexpr int kN = kLanes<A>, kPadded = kN < kTokens ? kTokens : kN;
-  const bool fits = dim <= kMostFactors;
-  Vec<A> nats[kGroups], factors[kGroups];
-  for (int g = 0; g < kGroups; ++g) {
-    if (g * kN >= tokens) break;
-    Vec<A> above[kPadded], factor[kPadded];
-    int64_t wrong[kPadded];
-    for (int first = 0; first < kN; first += kTokens) {
-      Tokens<T> four;
-      for (int i = 0; i < kTokens; ++i) {
-        // The last token stands in for those past it.
-        const int64_t token = g * kN + first + i < tokens ? g * kN + first + i : tokens - 1;
-        four.logits[i] = logits + token * logits_stride;
-        four.bits[i] = bits + token * bits_stride;
-      }
-      add_tokens(four, dim, above + first, factor + first, wrong + first);
+  // Every factor at most doubles a product: so many of them stay far from overflow.
+  static constexpr int64_t kMostElements = 96 * kLanes<A>;
+
+  Vec<A> above[kVectors<A>] = {}, s[kVectors<A>] = {};
+  LaneVec<typename Unit<T>::L> wrong = {};
+
+  void add(const T* logits, BlockBits bits, int skip = 0) {
+    const Unit<T> unit(logits, bits, skip);
+    for (int u = 0; u < kVectors<A>; ++u) {
+      const Vec<A> y = exp_minus(magnitude<A>(unit.t[u]));
+      above[u] += vmax<A>(unit.t[u], Vec<A>{});
+      s[u] = s[u] * y + (s[u] + y);
     }
-    for (int i = 0; i < kN; ++i) {
-      if (!fits) above[i] += vlog1p(factor[i]);
-      result.wrong[g * kN + i] = wrong[i];
+    unit.count_wrong(wrong);
+  }
+  double nats() const {
+    Vec<A> sum = above[0], factor = s[0];
+    for (int u = 1; u < kVectors<A>; ++u) {
+      sum += above[u];
+      factor = factor * s[u] + (factor + s[u]);
     }
-    nats[g] = fold_all<A>(above, [](Vec<A> a, Vec<A> b) { return Vec<A>(a + b); });
-    if (fits) factors[g] = fold_all<A>(factor, [](Vec<A> a, Vec<A> b) { return Vec<A>(a * b + (a + b)); });
+    return double(reduce_add<A>(sum + vlog1p(factor)));
   }
-  for (int g = 0; g < kGroups; ++g) {
-    if (g * kN >= tokens) break;
-    if (fits) nats[g] += vlog1p(factors[g]);
-    store(result.nats + g * kN, Vec<A>(__builtin_shuffle(nats[g], lanes_of<Lane<A>>([](int i) {
-                                                           int lane = 0;
-                                                           for (int bit = 1; bit < kN; bit *= 2)
-                                                             lane = 2 * lane + (i / bit & 1);
-                                                           return lane;
-                                                         }))));
+  int64_t count() const {
+    constexpr int kBits = 8 * sizeof(wrong[0]);
+    uint64_t words[kVectorBytes / 8], total = 0;
+    std::memcpy(words, &wrong, sizeof words);
+    for (uint64_t word : words) total += word;
+    if constexpr (kBits == 16) return int64_t(total * 0x0001000100010001u >> 48);
+    return int64_t(kBits == 32 ? uint32_t(total) + (total >> 32) : total);
   }
+};
+
+// The sums of elements [begin, end) of a run of n; only its last piece ends within a unit.
+template <class T>
+inline LaneSums<T> piece_sums(const T* logits, const uint8_t* bits, int64_t begin, int64_t end, int64_t n) {
+  using A = Accumulator<T>;
+  constexpr int64_t kN = kUnit<A>;
+  LaneSums<T> sums;
+  int64_t i = begin;
+  for (; i + kN <= end; i += kN) sums.add(logits + i, unit_bits<A>(bits + i / 8));
+  if (i < end && n < kN) {
+    const Short<T> all(logits, bits, n);
+    sums.add(all.logits, all.bits);
+  } else if (i < end) {
+    const int skip = int(kN - (n - i));
+    sums.add(logits + n - kN, BlockBits(last_bits<A>(bits, n) >> skip << skip), skip);
+  }
+  return sums;
 }
 
 inline int64_t scale_of(const int32_t* ids, int64_t row) { return ids == nullptr ? 0 : ids[row]; }
 
+// How many rows from `row` on have the same scale and weight and make one run of elements and of bits.
+template <class P>
+inline int64_t rows_alike(const P& p, int64_t row, int64_t end) {
+  if (p.weight != nullptr || p.dim % 8 != 0 || p.logits_stride != p.dim || p.bits_stride != p.dim / 8) return 1;
+  if (p.scale_ids == nullptr) return end - row;
+  int64_t next = row + 1;
+  while (next < end && p.scale_ids[next] == p.scale_ids[row]) ++next;
+  return next - row;
+}
+
+// Adds rows up; the lanes' sums of several pieces wait, so that the latencies of their logarithms overlap.
 template <class T>
-void entropy_chunk(const EntropyParams& p, int64_t begin, int64_t end, EntropySums* sums, bool* refused) {
-  using A = Accumulator<T>;
-  BatchResult<A> result;
-  // Runs of tokens of one scale are summed in registers.
-  int64_t scale = 0;
-  EntropySums run{};
-  const auto flush = [&] {
+class ChunkSums {
+ public:
+  ChunkSums(const EntropyParams& p, EntropySums* to) : p_(p), to_(to) {}
+  ~ChunkSums() { finish(); }
+
+  void add(int64_t row, int64_t rows) {
+    constexpr int64_t kMost = LaneSums<T>::kMostElements;
+    const T* logits = (const T*)p_.logits + row * p_.logits_stride;
+    const uint8_t* bits = p_.bits + row * p_.bits_stride;
+    const double weight = p_.weight == nullptr ? 1.0 : p_.weight[row];
+    EntropySums& to = to_[scale_of(p_.scale_ids, row)];
+    const int64_t n = rows * p_.dim;
+    to.weight += weight * double(rows);
+    to.hits += weight * double(n);
+    for (int64_t i = 0; i < n; i += kMost) {
+      if (waiting_ == kWaiting) finish();
+      weights_[waiting_] = weight;
+      sums_[waiting_] = &to;
+      lanes_[waiting_++] = piece_sums(logits, bits, i, n - i < kMost ? n : i + kMost, n);
+    }
+  }
+
+ private:
+  static constexpr int kWaiting = 16;
+
+  void finish() {
+    for (int i = 0; i < waiting_; ++i) {
+      sums_[i]->nats += weights_[i] * lanes_[i].nats();
+      sums_[i]->hits -= weights_[i] * double(lanes_[i].count());
+    }
+    waiting_ = 0;
+  }
+
+  const EntropyParams& p_;
+  EntropySums* to_;
+  int waiting_ = 0;
+  double weights_[kWaiting];
+  EntropySums* sums_[kWaiting];
+  LaneSums<T> lanes_[kWaiting];
+};
+
+template <class T>
+void entropy_chunk(const EntropyParams& p, int64_t begin, int64_t end, EntropySums* to, bool* refused) {
+  ChunkSums<T> sums(p, to);
+  for (int64_t row = begin, rows; row < end; row += rows) {
+    const int64_t scale = scale_of(p.scale_ids, row);
     if (scale < 0 || scale >= p.scales) {
       *refused = true;
       return;
     }
-    EntropySums& to = sums[scale];
-    to = {to.nats + run.nats, to.hits + run.hits, to.weight + run.weight};
-    run = {};
-  };
-  for (int64_t first = begin; first < end; first += kBatch<A>) {
-    const int64_t tokens = end - first < kBatch<A> ? end - first : kBatch<A>;
-    batch_entropy((const T*)p.logits + first * p.logits_stride, p.bits + first * p.bits_stride, p.logits_stride,
-                  p.bits_stride, tokens, p.dim, result);
-    for (int64_t i = 0; i < tokens; ++i) {
-      const int64_t row = first + i, own = scale_of(p.scale_ids, row);
-      if (own != scale) {
-        flush();
-        scale = own;
-      }
-      const double weight = p.weight == nullptr ? 1.0 : p.weight[row];
-      run.nats += weight * double(result.nats[i]);
-      run.hits += weight * double(p.dim - result.wrong[i]);
-      run.weight += weight;
-    }
+    rows = rows_alike(p, row, end);
+    sums.add(row, rows);
   }
-  flush();
 }
 
 template <class T>
@@ -261,25 +300,62 @@ void entropy_of(const EntropyParams& p) {
   });
 }
 
+// coefficient * sigmoid(t), to the precision of T.
+template <class T>
+inline Vec<Accumulator<T>> share(Vec<Accumulator<T>> t, Vec<Accumulator<T>> coefficient) {
+  using A = Accumulator<T>;
+  if constexpr (sizeof(T) == 2) {
+    return coefficient / (1 + coarse_exp2(t * -1.44269504f));
+  } else {
+    return coefficient / (1 + exp_minus(vmax<A>(broadcast(A(-87)), t)));
+  }
+}
+
+template <class T>
+inline void unit_gradient(const T* logits, BlockBits bits, Vec<Accumulator<T>> coefficient, T* grad) {
+  using A = Accumulator<T>;
+  const Unit<T> unit(logits, bits);
+  Vec<A> v[kVectors<A>];
+  for (int u = 0; u < kVectors<A>; ++u) v[u] = share<T>(unit.t[u], coefficient);
+  unit.store_signed(grad, v);
+}
+
+template <class T>
+inline void run_gradient(const T* logits, const uint8_t* bits, int64_t n, Vec<Accumulator<T>> coefficient, T* grad) {
+  using A = Accumulator<T>;
+  constexpr int64_t kN = kUnit<A>;
+  int64_t i = 0;
+  for (; i + kN <= n; i += kN) unit_gradient(logits + i, unit_bits<A>(bits + i / 8), coefficient, grad + i);
+  if (i == n) return;
+  if (n >= kN) {
+    // Some elements a second time.
+    unit_gradient(logits + n - kN, last_bits<A>(bits, n), coefficient, grad + n - kN);
+    return;
+  }
+  const Short<T> all(logits, bits, n);
+  T result[kN];
+  unit_gradient(all.logits, all.bits, coefficient, result);
+  copy_few(grad, result, size_t(n) * sizeof(T));
+}
+
 template <class T>
 void entropy_backward_of(const EntropyBackwardParams& p) {
   using A = Accumulator<T>;
-  constexpr int kN = kLanes<A>;
+  const bool streams = outgrows_cache(p.rows * p.dim * int64_t(sizeof(T)));
   parallel_ranges(p.rows, p.rows * p.dim * 4, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
+    StreamWriter<T> writer(streams);
+    for (int64_t row = begin, rows; row < end; row += rows) {
+      rows = rows_alike(p, row, end);
       const T* logits = (const T*)p.logits + row * p.logits_stride;
       const uint8_t* bits = p.bits + row * p.bits_stride;
       T* grad = (T*)p.grad + row * p.dim;
       const double weight = p.weight == nullptr ? 1.0 : p.weight[row];
-      const A coefficient = A(p.coefficient[scale_of(p.scale_ids, row)] * weight);
-      const auto share = [&](Vec<A> x, int64_t j) {
-        const Mask<A> signs = signs_at<A>(bits, j, p.dim);
-        const Vec<A> t = (Vec<A>)((Mask<A>)x ^ signs);
-        return (Vec<A>)((Mask<A>)(coefficient / (1 + exp_minus(vmax<A>(broadcast(A(-87)), t)))) ^ signs);
-      };
-      int64_t j = 0;
-      for (; j + kN <= p.dim; j += kN) store(grad + j, share(load(logits + j), j));
-      if (j < p.dim) store_partial(grad + j, share(load_partial(logits + j, int(p.dim - j)), j), int(p.dim - j));
+      const double exact = p.coefficient[scale_of(p.scale_ids, row)] * weight;
+      const A coefficient = exact == exact ? A(exact) : A(NAN);  // rounding pairs asks for a NaN without payload
+      each_piece<T>(rows * p.dim, [&](int64_t i, int64_t n) {
+        run_gradient(logits + i, bits + i / 8, n, broadcast(coefficient), writer.at(grad + i));
+        writer.done(grad + i, n);
+      });
     }
   });
 }

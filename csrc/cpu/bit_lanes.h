@@ -107,5 +107,17 @@ static inline void store_upto(T* p, Vec<Accumulator<T>> v, int64_t n) {
   }
 }
 
+// 2^x within 2^-18, x clamped to +-126; NaN stays.
+static inline Vec<float> coarse_exp2(Vec<float> x) {
+  const Vec<float> magic = broadcast(12582912.0f);
+  x = vmin<float>(broadcast(126.0f), vmax<float>(broadcast(-126.0f), x));
+  const Vec<float> shifted = x + magic, f = x - (shifted - magic);
+  Vec<float> y = f * 0.00957010191f + 0.0559178603f;
+  y = y * f + 0.240247448f;
+  y = y * f + 0.693121815f;
+  y = y * f + 0.999999261f;
+  return (Vec<float>)((Mask<float>)y + ((Mask<float>)shifted << 23));
+}
+
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

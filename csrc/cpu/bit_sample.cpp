@@ -34,18 +34,6 @@ inline Vec<float> load_float(const T* p) {
 
 inline Vec<float> magnitude(Vec<float> x) { return (Vec<float>)((Mask<float>)x & 0x7fffffff); }
 
-// 2^x within 2^-18, x clamped to +-126; NaN stays.
-inline Vec<float> coarse_exp2(Vec<float> x) {
-  const Vec<float> magic = broadcast(12582912.0f);
-  x = vmin<float>(broadcast(126.0f), vmax<float>(broadcast(-126.0f), x));
-  const Vec<float> shifted = x + magic, f = x - (shifted - magic);
-  Vec<float> y = f * 0.00957010191f + 0.0559178603f;
-  y = y * f + 0.240247448f;
-  y = y * f + 0.693121815f;
-  y = y * f + 0.999999261f;
-  return (Vec<float>)((Mask<float>)y + ((Mask<float>)shifted << 23));
-}
-
 // One token's logits, or several tokens' that lie densely and share their guidance.
 template <class T>
 struct Run {

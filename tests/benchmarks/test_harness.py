@@ -152,6 +152,10 @@ def test_floors():
     assert floor_of(flops, {"matmul bf16": 2e9}).seconds == pytest.approx(2.0)
     philox = case(flops=6e9, limit=Arithmetic(lambda: 3e9, "words of Philox"))
     assert floor_of(philox, {}).seconds == pytest.approx(2.0)
+    moving = case(flops=6e9, bytes=6e9, limit=Arithmetic(lambda: 3e9, "words of Philox"))
+    assert floor_of(moving, {"copy same size": 4e9}).limit == "arithmetic"
+    assert floor_of(moving, {"copy same size": 2e9}).limit == "copy same size"
+    assert floor_of(moving, {"copy same size": 2e9}).seconds == pytest.approx(3.0)
     steps = case(limit=Steps(((1e9, 1e9), (4e9, 1e9)), "of sampling"))
     assert floor_of(steps, {"copy": 1e9, "matmul f32": 0.5e9}).seconds == pytest.approx(2.0 + 4.0)
     assert floor_of(case(), {}) is None
