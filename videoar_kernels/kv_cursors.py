@@ -138,12 +138,12 @@ class RingCursors:
                 gap += unit.next_start - unit.start
             offset += unit.length
             end = offset if i == last else end
-        slots = self._ring_slots(0, end)
+        slots = self._ring_slots(0, end) if kept else []
         self._gap += gap
         self.units = [unit for unit in self.units if unit not in doomed]
         tokens = end - len(kept)
         self.in_ring -= tokens
-        return Dropped(tokens, [slots[i] for i in kept], slots[tokens:] if kept else [], shifts)
+        return Dropped(tokens, [slots[i] for i in kept], slots[tokens:], shifts)
 
     def _ring_slots(self, offset: int, count: int) -> list[int]:
         """Returns the slots of `count` ring tokens from `offset` on, counted from the oldest held one."""

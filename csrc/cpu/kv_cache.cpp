@@ -10,9 +10,15 @@ namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
-template <class T>
-inline void copy_row(const T* from, T* to, int64_t dim) {
-  std::memcpy(to, from, size_t(dim) * sizeof(T));
+// f(slot, t, n): tokens [first + t, first + t + n) of the appended block go to consecutive slots from `slot` on.
+template <class F>
+inline void each_slot_run(const KvAppendParams& p, int64_t first, int64_t tokens, const F& f) {
+  for (int64_t t = 0, n; t < tokens; t += n) {
+    const int64_t number = p.start + first + t, slot = kv_slot(number, p.sink, p.capacity);
+    const int64_t room = (number < p.sink ? p.sink : p.capacity) - slot;
+    n = room < tokens - t ? room : tokens - t;
+    f(slot, t, n);
+  }
 }
 
 // Norms (where there is a weight) and rotates (where there are cosines) one head.
@@ -20,7 +26,6 @@ template <class T, bool kInterleaved>
 inline void write_key(const T* from, T* to, const Accumulator<T>* weight, const Accumulator<T>* cosines,
                       const Accumulator<T>* sines, int64_t dim, double eps) {
   using A = Accumulator<T>;
-  if (weight == nullptr && cosines == nullptr) return copy_row(from, to, dim);
   const auto put = [&](int64_t i, Vec<A> v, int n) { store_upto(to + i, v, n); };
   const auto write = [&](const auto& get) {
     if (cosines != nullptr) return rotate<A, kInterleaved>(cosines, sines, dim, get, put);
@@ -31,27 +36,47 @@ inline void write_key(const T* from, T* to, const Accumulator<T>* weight, const 
   write([&](int64_t i, int n) { return load_upto(from + i, n) * rstd * load_upto(weight + i, n); });
 }
 
+// Copies heads x tokens; what lies together in both places goes at once.
+template <class T>
+inline void copy_rows(const T* from, const RopeStrides& in, T* to, const RopeStrides& out, int64_t heads,
+                      int64_t tokens, int64_t dim) {
+  const bool together = in.token == dim && out.token == dim;
+  const int64_t runs = together ? 1 : tokens, length = together ? tokens * dim : dim;
+  each_row(heads, runs, in, [&](int64_t h, int64_t t) {
+    std::memcpy(to + h * out.head + t * out.token, from + h * in.head + t * in.token, size_t(length) * sizeof(T));
+  });
+}
+
 template <class T, bool kInterleaved>
 void append_blocks_of(const KvAppendParams& p, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const bool rotated = p.table.index != nullptr;
-  const BlockAngles<A> angles(p.table, rotated ? p.size.dim : 0, kInterleaved);
+  const int64_t dim = p.size.dim;
+  const BlockAngles<A> angles(p.table, rotated ? dim : 0, kInterleaved);
   each_head_block(begin, end, p.size, [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
     if (rotated) angles.fill(sample, first, tokens);
+    const int64_t heads = last - head;
     // Every layer and head while the block's angles are at hand.
     for (int64_t l = 0; l < p.layer_count; ++l) {
       const KvLayer& layer = p.layers[l];
-      each_row(last - head, tokens, layer.k_stride, [&](int64_t h, int64_t t) {
+      each_slot_run(p, first, tokens, [&](int64_t slot, int64_t begun, int64_t n) {
         const auto at = [&](const RopeStrides& stride, int64_t token) {
-          return sample * stride.batch + (head + h) * stride.head + token * stride.token;
+          return sample * stride.batch + head * stride.head + token * stride.token;
         };
-        const int64_t token = first + t, slot = kv_slot(p.start + token, p.sink, p.capacity);
-        write_key<T, kInterleaved>((const T*)layer.k + at(layer.k_stride, token),
-                                   (T*)layer.k_cache + at(layer.k_cache_stride, slot), (const A*)layer.weight,
-                                   rotated ? angles.cosines(t) : nullptr, rotated ? angles.sines(t) : nullptr,
-                                   p.size.dim, p.eps);
-        copy_row((const T*)layer.v + at(layer.v_stride, token), (T*)layer.v_cache + at(layer.v_cache_stride, slot),
-                 p.size.dim);
+        const RopeStrides &in = layer.k_stride, &out = layer.k_cache_stride;
+        const T* k = (const T*)layer.k + at(in, first + begun);
+        T* k_cache = (T*)layer.k_cache + at(out, slot);
+        if (rotated || layer.weight != nullptr) {
+          each_row(heads, n, in, [&](int64_t h, int64_t t) {
+            write_key<T, kInterleaved>(k + h * in.head + t * in.token, k_cache + h * out.head + t * out.token,
+                                       (const A*)layer.weight, rotated ? angles.cosines(begun + t) : nullptr,
+                                       rotated ? angles.sines(begun + t) : nullptr, dim, p.eps);
+          });
+        } else {
+          copy_rows(k, in, k_cache, out, heads, n, dim);
+        }
+        copy_rows((const T*)layer.v + at(layer.v_stride, first + begun), layer.v_stride,
+                  (T*)layer.v_cache + at(layer.v_cache_stride, slot), layer.v_cache_stride, heads, n, dim);
       });
     }
   });
