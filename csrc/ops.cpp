@@ -49,10 +49,12 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   // kv_cache
   m.def(
       "kv_cache_append(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor[] ks, Tensor[] vs, Tensor[] k_weights, "
-      "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
+      "Tensor? positions, SymInt start, int sink, float eps=1e-6, int[] dims=[], float theta=1e4, "
+      "bool interleaved=True) -> ()");
   m.def(
       "kv_cache_append_layer(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? k_weight, "
-      "Tensor? positions, SymInt start, int sink, float eps, int[] dims, float theta, bool interleaved) -> ()");
+      "Tensor? positions, SymInt start, int sink, float eps=1e-6, int[] dims=[], float theta=1e4, "
+      "bool interleaved=True) -> ()");
 
   // attention; without the four mask arrays every query sees every key
   m.def(

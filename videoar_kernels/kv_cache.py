@@ -15,9 +15,12 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
+from videoar_kernels.kv_blocks import CacheShape
 from videoar_kernels.kv_cursors import RingCursors
 from videoar_kernels.library import ops, register_fake, run_into
 from videoar_kernels.reference.kv_cache import CacheView
+
+_DEFAULTS = (1e-6, (), 10000.0, True)  # as in the operators' schemas
 
 
 class KVCache:
@@ -58,16 +61,8 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        sizes = dict(layers=layers, batch=batch, kv_heads=kv_heads, capacity=capacity, head_dim=head_dim)
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"KVCache: expected {name} >= 1, got {size}")
-        if sink < 0 or (window is not None and window < 0):
-            raise ValueError(f"KVCache: expected sink and window >= 0, got {sink} and {window}")
-        if sink + (window or 0) > capacity:
-            raise ValueError(
-                f"KVCache: a sink of {sink} and a window of {window} tokens exceed the capacity of {capacity}"
-            )
+        self._shape = CacheShape(layers, batch, kv_heads, capacity, head_dim, sink, window, relative)
+        self._shape.check()
         self.layers, self.batch, self.kv_heads = layers, batch, kv_heads
         self.capacity, self.head_dim = capacity, head_dim
         self.sink, self.window, self.relative = sink, window, relative
@@ -140,57 +135,43 @@ class KVCache:
             interleaved: Layout of the rotated pairs, as in `rope_3d`.
 
         Raises:
-            ValueError: A shape differs from the cache's, or the block does not fit.
+            ValueError: A shape differs from the cache's, the block does not fit or is a view of the cache's own memory;
+                layers, dims, theta or eps.
             TypeError: A dtype differs from the cache's.
         """
-        if isinstance(layer, int) and not self.relative:
-            return self._append_layer(layer, k, v, k_weight, positions, eps, dims, theta, interleaved)
-        many = not isinstance(layer, int)
-        layers, ks, vs = (list(layer), list(k), list(v)) if many else ([layer], [k], [v])
-        weights = [] if k_weight is None else list(k_weight) if many else [k_weight]
-        length = self._check_blocks(layers, ks, vs, weights)
-        positions = self._check_positions(positions, length)
-        if self.relative:
-            self._place(layers, positions, length)
-            positions = None
-        dims = (0, 0, 0) if positions is None else self._check_dims(dims)
-        k_buffers, v_buffers = [self.k[i] for i in layers], [self.v[i] for i in layers]
-        ops.kv_cache_append(
-            k_buffers,
-            v_buffers,
-            [k.detach() for k in ks],
-            [v.detach() for v in vs],
-            [w.detach() for w in weights],
-            positions,
-            self.total,
-            self.sink,
-            eps,
-            list(dims),
-            theta,
-            interleaved,
-        )
-        if not torch.compiler.is_compiling():
-            torch.autograd.graph.increment_version(k_buffers + v_buffers)
-        self._pending.update(dict.fromkeys(layers, length))
-
-    def _append_layer(self, layer, k, v, k_weight, positions, eps, dims, theta, interleaved) -> None:
-        """Appends to one layer, the call of every attention block; the kernel checks what Python need not."""
+        one = isinstance(layer, int)
+        layers, ks, vs = ((layer,), (k,), (v,)) if one else (list(layer), list(k), list(v))
+        weights = () if k_weight is None else (k_weight,) if one else list(k_weight)
+        length = ks[0].shape[2] if ks and ks[0].ndim == 4 else 0
+        rotation = (eps, dims or (), theta, interleaved)
 
         def check() -> None:
-            length = self._check_blocks([layer], [k], [v], [] if k_weight is None else [k_weight])
-            if self._check_positions(positions, length) is not None:
-                self._check_dims(dims)
+            self._shape.check_blocks(layers, ks, vs, weights, (self.k, self.v), self.length)
+            self._shape.check_rotation(length, positions, bool(weights), *rotation)
 
-        length = k.shape[2] if k.ndim == 4 else 0
-        fits = 0 < length <= self.capacity - self._cursors.length and 0 <= layer < self.layers
-        if not fits or (positions is not None and positions.dtype != torch.int64):
+        # The kernel checks the rest, but knows neither other layers nor how many tokens are held.
+        fits = 0 < length <= self.capacity - self._cursors.length and self._shape.has(layers)
+        if not fits or self.relative or (positions is not None and positions.dtype != torch.int64):
             check()
+        stored = positions
+        if self.relative:
+            self._place(layers, positions, length)
+            stored = None
         if torch.is_grad_enabled():
-            k, v, k_weight = k.detach(), v.detach(), None if k_weight is None else k_weight.detach()
-        buffers = self.k[layer], self.v[layer]
-        rest = (self._cursors.total, self.sink, eps, dims or (), theta, interleaved)
-        run_into(buffers, ops.kv_cache_append_layer.default, check, *buffers, k, v, k_weight, positions, *rest)
-        self._pending[layer] = length
+            check()
+            ks, vs, weights = ([t.detach() for t in tensors] for tensors in (ks, vs, weights))
+        # Every argument that is not left to its default costs a quarter of a microsecond.
+        rest = (stored, self._cursors.total, self.sink, *(() if rotation == _DEFAULTS else rotation))
+        if one:
+            buffers = self.k[layer], self.v[layer]
+            weight = weights[0] if weights else None
+            run_into(buffers, ops.kv_cache_append_layer.default, check, *buffers, ks[0], vs[0], weight, *rest)
+        else:
+            k_buffers, v_buffers = [self.k[i] for i in layers], [self.v[i] for i in layers]
+            blocks = (k_buffers, v_buffers, ks, vs, weights)
+            run_into(k_buffers + v_buffers, ops.kv_cache_append.default, check, *blocks, *rest)
+        for i in layers:
+            self._pending[i] = length
 
     def mark_pending(self, length: int) -> None:
         """Counts `length` tokens as pending in every layer, written by a CUDA graph that was captured at this place.
@@ -221,11 +202,11 @@ class KVCache:
         Raises:
             ValueError: A layer has no pending block, or lengths differ between layers.
         """
-        lengths = [self._pending.get(layer, 0) for layer in range(self.layers)]
-        length = lengths[0]
-        if length == 0 or any(other != length for other in lengths):
+        lengths = set(self._pending.values())
+        if len(self._pending) < self.layers or len(lengths) > 1:
+            lengths = [self._pending.get(layer, 0) for layer in range(self.layers)]
             raise ValueError(f"KVCache.commit: expected one pending length in all layers, got {lengths}")
-        self._cursors.commit(length, self._start, close)
+        self._cursors.commit(lengths.pop(), self._start, close)
         self.rollback()
         return self.evict() if close and self.window is not None else 0
 
@@ -244,7 +225,8 @@ class KVCache:
             How many tokens were dropped.
 
         Raises:
-            ValueError: More units than there are, neither units nor a window, every < 1, or a block is pending.
+            ValueError: More units than there are, neither units nor a window, window < 0, every < 1, or a block is
+                pending.
         """
         if self._pending:
             raise ValueError("KVCache.evict: a block is pending; commit it or roll it back first")
@@ -254,6 +236,8 @@ class KVCache:
         if units is None:
             if window is None:
                 raise ValueError("KVCache.evict: expected units or window, got neither, and the cache has no window")
+            if window < 0:
+                raise ValueError(f"KVCache.evict: expected window >= 0, got {window}")
             units = self._cursors.beyond(window)
         if not 0 <= units <= self.units:
             raise ValueError(f"KVCache.evict: expected 0 to {self.units} units, got {units}")
@@ -267,7 +251,12 @@ class KVCache:
         return dropped.tokens
 
     def view(self, layer: int) -> CacheView:
-        """Returns what attention reads of a layer: the committed tokens and its pending block, without a copy."""
+        """Returns what attention reads of a layer: the committed tokens and its pending block, without a copy.
+
+        Raises:
+            ValueError: The cache has no such layer.
+        """
+        self._shape.check_layer("KVCache.view", layer)
         pending = self._pending.get(layer, 0)
         query_positions = self._query_positions if pending else None
         return CacheView(self.k[layer], self.v[layer], self._cursors.ranges(pending), self._positions, query_positions)
@@ -283,72 +272,26 @@ class KVCache:
         self._query_positions = positions.to(self.device) - gap
         self._positions[self._cursors.next_slots(length)] = self._query_positions
 
-    def _check_blocks(self, layers: list[int], ks: list[Tensor], vs: list[Tensor], weights: list[Tensor]) -> int:
-        if not layers or not len(layers) == len(ks) == len(vs) or len(weights) not in (0, len(layers)):
-            counts = f"{len(layers)} layers, {len(ks)} k, {len(vs)} v, {len(weights)} k_weight"
-            raise ValueError(f"KVCache.append: expected as many k and v as layers, got {counts}")
-        if len(set(layers)) < len(layers) or min(layers) < 0 or max(layers) >= self.layers:
-            raise ValueError(f"KVCache.append: expected different layers in 0..{self.layers - 1}, got {layers}")
-        length = ks[0].shape[2] if ks[0].ndim == 4 else 0
-        shape = (self.batch, self.kv_heads, length, self.head_dim)
-        for name, block in [*(("k", k) for k in ks), *(("v", v) for v in vs)]:
-            if tuple(block.shape) != shape or length == 0:
-                expected = f"({self.batch}, {self.kv_heads}, L >= 1, {self.head_dim})"
-                raise ValueError(
-                    f"KVCache.append: expected {name} of shape {expected}, one L for all, got {tuple(block.shape)}"
-                )
-            if block.dtype != self.dtype or block.device != self.device:
-                raise TypeError(
-                    f"KVCache.append: expected {name} of {self.dtype} on {self.device}, "
-                    f"got {block.dtype} on {block.device}"
-                )
-        for weight in weights:
-            if tuple(weight.shape) != (self.head_dim,):
-                raise ValueError(
-                    f"KVCache.append: expected k_weight of shape ({self.head_dim},), got {tuple(weight.shape)}"
-                )
-        if self.length + length > self.capacity:
-            raise ValueError(
-                f"KVCache.append: {self.length} held and {length} new tokens exceed the capacity of {self.capacity} "
-                f"(sink {self.sink}, window {self.window}); evict first or make it larger"
-            )
-        return length
-
-    def _check_positions(self, positions: Tensor | None, length: int) -> Tensor | None:
-        if positions is None:
-            if self.relative:
-                raise ValueError("KVCache.append: a relative cache needs positions, got None")
-            return None
-        shapes = [(length, 3)] if self.relative else [(length, 3), (self.batch, length, 3)]
-        if tuple(positions.shape) not in shapes:
-            expected = " or ".join(map(str, shapes))
-            raise ValueError(f"KVCache.append: expected positions of shape {expected}, got {tuple(positions.shape)}")
-        if positions.dtype != torch.int64:
-            raise TypeError(f"KVCache.append: expected positions of torch.int64, got {positions.dtype}")
-        return positions
-
-    def _check_dims(self, dims: Sequence[int] | None) -> Sequence[int]:
-        dims = reference.rope.default_dims(self.head_dim) if dims is None else dims
-        if len(dims) != 3 or sum(dims) != self.head_dim or any(d < 0 or d % 2 for d in dims):
-            raise ValueError(f"KVCache.append: expected three even dims that sum to {self.head_dim}, got {tuple(dims)}")
-        return dims
-
 
 @register_fake("videoar_kernels::kv_cache_append")
-def _(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, eps, dims, theta, interleaved):
+def _(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, *rotation):
     return None
 
 
 @register_fake("videoar_kernels::kv_cache_append_layer")
-def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, eps, dims, theta, interleaved):
+def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, *rotation):
     return None
 
 
-def _reference_append_layer(k_cache, v_cache, k, v, k_weight, positions, start, sink, eps, dims, theta, interleaved):
-    weights, dims = [] if k_weight is None else [k_weight], dims or None
-    blocks = ([k_cache], [v_cache], [k], [v], weights)
-    reference.kv_cache.kv_cache_append(*blocks, positions, start, sink, eps, dims, theta, interleaved)
+def _reference_append(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, *rotation):
+    eps, dims, theta, interleaved = rotation + _DEFAULTS[len(rotation) :]
+    rest = (positions, start, sink, eps, dims or None, theta, interleaved)
+    reference.kv_cache.kv_cache_append(k_caches, v_caches, ks, vs, k_weights, *rest)
 
 
-register_fallback("kv_cache_append", reference.kv_cache.kv_cache_append)
+def _reference_append_layer(k_cache, v_cache, k, v, k_weight, *rest):
+    _reference_append([k_cache], [v_cache], [k], [v], [] if k_weight is None else [k_weight], *rest)
+
+
+register_fallback("kv_cache_append", _reference_append)
 register_fallback("kv_cache_append_layer", _reference_append_layer)

@@ -109,7 +109,7 @@ class RingCursors:
 
     def beyond(self, window: int) -> int:
         """Returns how many of the oldest closed units must go so that at most `window` of their tokens stay."""
-        held, count = sum(unit.length for unit in self.units), 0
+        held, count = self.in_ring - (self._open.length if self._open else 0), 0
         while held > window:
             held -= self.units[count].length
             count += 1
@@ -120,28 +120,27 @@ class RingCursors:
 
         What stays of them moves next to the units that follow.
         """
-        doomed = [unit for unit in self.units[:count] if every is None or unit.number % every]
-        if not doomed:
-            return Dropped(0, [], [], [])
-        last = self.units.index(doomed[-1])
-        offset, gap, kept, end = 0, 0, [], 0  # ring offsets, counted from the oldest token
-        shifts = []
-        for i, unit in enumerate([*self.units, *([self._open] if self._open else [])]):
-            if unit not in doomed:
+        while count and every is not None and self.units[count - 1].number % every == 0:
+            count -= 1  # only units older than a dropped one have to move
+        offset, gap = 0, 0  # the ring offset, counted from the oldest token; the time that is gone before it
+        kept, stay, shifts = [], [], []
+        for unit in self.units[:count]:
+            if every is not None and unit.number % every == 0:
+                stay.append(unit)
+                kept += range(offset, offset + unit.length)
                 if gap:
                     shifts.append((self._ring_slots(offset, unit.length), gap))
-                if i < last:
-                    kept += range(offset, offset + unit.length)
-            elif unit.next_start is None and not unit.pinned:
+            elif not unit.pinned and unit.next_start is None:
                 self._dropped_last = unit.start
             elif not unit.pinned:
                 gap += unit.next_start - unit.start
             offset += unit.length
-            end = offset if i == last else end
-        slots = self._ring_slots(0, end) if kept else []
+        if gap and offset < self.in_ring:
+            shifts.append((self._ring_slots(offset, self.in_ring - offset), gap))
+        slots = self._ring_slots(0, offset) if kept else []
+        tokens = offset - len(kept)
+        self.units = stay + self.units[count:]
         self._gap += gap
-        self.units = [unit for unit in self.units if unit not in doomed]
-        tokens = end - len(kept)
         self.in_ring -= tokens
         return Dropped(tokens, [slots[i] for i in kept], slots[tokens:], shifts)
 

@@ -30,7 +30,7 @@ _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
 
 
-def run(op: Callable, check: Callable[[], object], first: Tensor, *rest: object):
+def run(op: Callable, check: Callable[[], object], first: Tensor | list[Tensor], *rest: object):
     """Returns op(first, *rest); bad arguments raise what `check` raises.
 
     At inference on the CPU the C++ kernel's own checks come first, and Python's autograd layer and `check` are skipped:
@@ -39,10 +39,11 @@ def run(op: Callable, check: Callable[[], object], first: Tensor, *rest: object)
     Args:
         op: an operator's overload, such as `ops.swiglu.default`.
         check: raises ValueError or TypeError where an argument is wrong.
-        first: the operator's first tensor; its device decides.
+        first: the operator's first tensor, or list of tensors; its device decides.
         rest: the other arguments.
     """
-    if _is_grad_enabled() or not first.is_cpu or _is_compiling():
+    leading = first[0] if type(first) is list else first
+    if _is_grad_enabled() or not leading.is_cpu or _is_compiling():
         check()
         return op(first, *rest)
     # As torch._C._AutoDispatchBelowAutograd does, in a third of its time.
@@ -59,7 +60,7 @@ def run(op: Callable, check: Callable[[], object], first: Tensor, *rest: object)
             _exclude(_AUTOGRAD, False)
 
 
-def run_into(written: Tensor | Sequence[Tensor], op: Callable, check: Callable, first: Tensor, *rest: object):
+def run_into(written: Tensor | Sequence[Tensor], op: Callable, check: Callable, first: Tensor | list[Tensor], *rest):
     """`run` for an operator that writes into `written`; autograd sees the change, as after PyTorch's own operators."""
     result = run(op, check, first, *rest)
     if not _is_compiling():

@@ -1,5 +1,6 @@
 #include "../cpu/kv_cache.h"
 
+#include "out.h"
 #include "positions.h"
 
 namespace videoar {
@@ -34,6 +35,24 @@ const void* weight_of(const Tensor& weight, const RopeSizes& size, DType dtype, 
   return held.back().const_data_ptr();
 }
 
+// No block may be a view of a cache that is written: threads would read what others have overwritten.
+void check_blocks_apart(size_t count, const Tensor* k_caches, const Tensor* v_caches, const Tensor* ks,
+                        const Tensor* vs) {
+  std::vector<std::pair<ByteSpan, const Tensor*>> written;
+  written.reserve(2 * count);
+  for (size_t i = 0; i < count; ++i) {
+    for (const Tensor* t : {&k_caches[i], &v_caches[i]}) written.emplace_back(ByteSpan(*t), t);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    for (const Tensor* t : {&ks[i], &vs[i]}) {
+      const ByteSpan read(*t);
+      for (const auto& [span, cache] : written) {
+        if (span.meets(read)) check_apart(*cache, *t, false, "kv_cache_append: a block is a view of a cache");
+      }
+    }
+  }
+}
+
 // `weights` is null or holds one per layer.
 void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const Tensor* ks, const Tensor* vs,
             const Tensor* weights, Rotation rotation, int64_t start, int64_t sink, double eps) {
@@ -43,6 +62,7 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
   p.size = {sizes[0], sizes[1], sizes[2], sizes[3]};
   p.capacity = k_caches[0].size(2), p.start = start, p.sink = sink;
   p.eps = eps, p.interleaved = rotation.interleaved, p.dtype = dtype_of(ks[0]);
+  STD_TORCH_CHECK(weights == nullptr || eps >= 0, "kv_cache_append: expected eps >= 0");
   STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
                       (sink < p.capacity || start + p.size.length <= p.capacity),
                   "kv_cache_append: the block does not fit");
@@ -62,6 +82,7 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
                       nullptr, strides_of(k), strides_of(v), strides_of(k_cache), strides_of(v_cache)});
     if (weights != nullptr) layers.back().weight = weight_of(weights[i], p.size, p.dtype, held);
   }
+  check_blocks_apart(count, k_caches, v_caches, ks, vs);
   p.layers = layers.data(), p.layer_count = int64_t(count);
 
   if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;

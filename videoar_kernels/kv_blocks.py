@@ -1,0 +1,142 @@
+"""What a KV cache asks of the blocks that are appended to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoar_kernels import reference
+from videoar_kernels.outputs import shares_memory
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a cache was made for; see `KVCache`."""
+
+    layers: int
+    batch: int
+    kv_heads: int
+    capacity: int
+    head_dim: int
+    sink: int
+    window: int | None
+    relative: bool
+
+    def check(self) -> None:
+        """Raises ValueError unless a cache can be made of these sizes."""
+        for name in ("layers", "batch", "kv_heads", "capacity", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"KVCache: expected {name} >= 1, got {getattr(self, name)}")
+        sink, window = self.sink, self.window
+        if sink < 0 or (window is not None and window < 0):
+            raise ValueError(f"KVCache: expected sink and window >= 0, got {sink} and {window}")
+        if sink + (window or 0) > self.capacity:
+            raise ValueError(
+                f"KVCache: a sink of {sink} and a window of {window} tokens exceed the capacity of {self.capacity}"
+            )
+
+    def has(self, layers: Sequence[int]) -> bool:
+        """Returns whether these are different layers of the cache, at least one."""
+        distinct = len(layers) == 1 or len(set(layers)) == len(layers) > 0
+        return distinct and min(layers) >= 0 and max(layers) < self.layers
+
+    def check_layer(self, name: str, layer: int) -> None:
+        """Raises ValueError unless the cache has this layer."""
+        if not 0 <= layer < self.layers:
+            raise ValueError(f"{name}: expected a layer in 0..{self.layers - 1}, got {layer}")
+
+    def check_blocks(
+        self,
+        layers: Sequence[int],
+        ks: Sequence[Tensor],
+        vs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        buffers: Sequence[Sequence[Tensor]],
+        held: int,
+    ) -> None:
+        """Raises unless these keys, values and norm weights can go to these layers.
+
+        Args:
+            layers: One index for each of ks and vs, and of weights if there are any.
+            ks: Keys.
+            vs: Values.
+            weights: Norm weights of the keys, or none.
+            buffers: The caches' own keys and values, one tensor per layer each.
+            held: Tokens committed.
+        """
+        if not layers or not len(layers) == len(ks) == len(vs) or len(weights) not in (0, len(layers)):
+            counts = f"{len(layers)} layers, {len(ks)} k, {len(vs)} v, {len(weights)} k_weight"
+            raise ValueError(f"KVCache.append: expected as many k and v as layers, got {counts}")
+        if not self.has(layers):
+            raise ValueError(f"KVCache.append: expected different layers in 0..{self.layers - 1}, got {list(layers)}")
+        length = ks[0].shape[2] if ks[0].ndim == 4 else 0
+        shape, like = (self.batch, self.kv_heads, length, self.head_dim), buffers[0][0]
+        written = [kind[layer] for kind in buffers for layer in layers]
+        for name, block in [*(("k", k) for k in ks), *(("v", v) for v in vs)]:
+            if tuple(block.shape) != shape or length == 0:
+                expected = f"({self.batch}, {self.kv_heads}, L >= 1, {self.head_dim})"
+                raise ValueError(
+                    f"KVCache.append: expected {name} of shape {expected}, one L for all, got {tuple(block.shape)}"
+                )
+            if block.dtype != like.dtype or block.device != like.device:
+                raise TypeError(
+                    f"KVCache.append: expected {name} of {like.dtype} on {like.device}, "
+                    f"got {block.dtype} on {block.device}"
+                )
+            if _storage(block) in {_storage(kind[0]) for kind in buffers} and any(
+                shares_memory(buffer, block) for buffer in written
+            ):
+                raise ValueError(
+                    f"KVCache.append: expected {name} apart from the cache's memory; hand in a clone of it"
+                )
+        for weight in weights:
+            if tuple(weight.shape) != (self.head_dim,):
+                raise ValueError(
+                    f"KVCache.append: expected k_weight of shape ({self.head_dim},), got {tuple(weight.shape)}"
+                )
+            if weight.device != like.device:
+                raise ValueError(f"KVCache.append: expected k_weight on {like.device}, got one on {weight.device}")
+        if held + length > self.capacity:
+            raise ValueError(
+                f"KVCache.append: {held} held and {length} new tokens exceed the capacity of {self.capacity} "
+                f"(sink {self.sink}, window {self.window}); evict first or make it larger"
+            )
+
+    def check_rotation(
+        self,
+        length: int,
+        positions: Tensor | None,
+        normed: bool,
+        eps: float,
+        dims: Sequence[int],
+        theta: float,
+        interleaved: bool,
+    ) -> None:
+        """Raises unless `length` tokens can be normed (if asked) and rotated by `positions` (if any)."""
+        if normed and not eps >= 0:
+            raise ValueError(f"KVCache.append: expected eps >= 0, got {eps}")
+        if positions is None:
+            if self.relative:
+                raise ValueError("KVCache.append: a relative cache needs positions, got None")
+            return
+        shapes = [(length, 3)] if self.relative else [(length, 3), (self.batch, length, 3)]
+        if tuple(positions.shape) not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(f"KVCache.append: expected positions of shape {expected}, got {tuple(positions.shape)}")
+        if positions.dtype != torch.int64:
+            raise TypeError(f"KVCache.append: expected positions of torch.int64, got {positions.dtype}")
+        if self.relative:
+            return
+        dims = dims or reference.rope.default_dims(self.head_dim)
+        if len(dims) != 3 or sum(dims) != self.head_dim or any(d < 0 or d % 2 for d in dims):
+            raise ValueError(f"KVCache.append: expected three even dims that sum to {self.head_dim}, got {tuple(dims)}")
+        if not 0 < theta < math.inf:
+            raise ValueError(f"KVCache.append: expected a finite theta > 0, got {theta}")
+
+
+def _storage(t: Tensor) -> int:
+    return 0 if torch.compiler.is_compiling() else t.untyped_storage().data_ptr()
