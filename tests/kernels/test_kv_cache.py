@@ -16,7 +16,6 @@ from videoar_kernels.reference.attention import range_attention
 from videoar_kernels.reference.rope import rope_3d
 
 ReferenceCache = reference.kv_cache.KVCache
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 D = 16
 
 
