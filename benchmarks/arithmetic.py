@@ -31,7 +31,6 @@ def _library() -> ctypes.CDLL:
     if compiler is None:
         raise RuntimeError("no c++ in PATH to measure the arithmetic floor with")
     isa = cpu_isa()
-    library = Path(tempfile.mkdtemp()) / "arithmetic.so"
     options = [
         "-std=c++20",
         "-O3",
@@ -44,8 +43,10 @@ def _library() -> ctypes.CDLL:
     ]
     names = [f"-DVIDEOAR_ISA={isa}", *(f"-DVIDEOAR_HAS_{name.upper()}" for name in FLAGS)]
     source = Path(__file__).with_suffix(".cpp")
-    subprocess.run([compiler, *options, *FLAGS[isa], *names, "-o", library, source], check=True)
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as folder:  # a library that is loaded needs its file no more
+        library = Path(folder) / "arithmetic.so"
+        subprocess.run([compiler, *options, *FLAGS[isa], *names, "-o", library, source], check=True)
+        return ctypes.CDLL(str(library))
 
 
 def elements_per_second(name: str) -> float:

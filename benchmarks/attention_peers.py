@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from limits import emulated
 from registry import Absent, Call
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
@@ -14,11 +15,6 @@ from videoar_kernels import RangeMask
 
 # Emulated products run at about a hundredth of the float32 rate; a masked row would take minutes.
 _MOST_EMULATED = 2e9
-
-
-def bf16_emulated(device: torch.device) -> bool:
-    """Whether PyTorch has no native bfloat16 products on this device."""
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def pairs(mask: RangeMask | None, q: Tensor, k: Tensor) -> float:
@@ -33,7 +29,7 @@ def forward_flops(mask: RangeMask | None, q: Tensor, k: Tensor) -> float:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None = None) -> Call | Absent:
     """scaled_dot_product_attention, with the dense mask made beforehand."""
-    if q.dtype != torch.float32 and bf16_emulated(q.device) and 4 * q.shape[-1] * pairs(None, q, k) > _MOST_EMULATED:
+    if emulated(q.dtype, q.device.type) and 4 * q.shape[-1] * pairs(None, q, k) > _MOST_EMULATED:
         return Absent("PyTorch emulates this dtype here: minutes")
     dense = dense_mask(mask, q)
     grouped = q.shape[1] != k.shape[1]

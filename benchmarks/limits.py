@@ -36,7 +36,8 @@ def limit_calls(kind: str, case: Case, device: str = "cpu") -> dict[str, tuple[C
 @cache
 def emulated(dtype: torch.dtype, device: str = "cpu") -> bool:
     """Returns whether matrix products of `dtype` are slower than float32's: the processor has no instruction for it."""
-    return device == "cpu" and _small_matmul_seconds(dtype) > 1.1 * _small_matmul_seconds(torch.float32)
+    wide = dtype in (torch.float32, torch.float64)
+    return device == "cpu" and not wide and _small_matmul_seconds(dtype) > 1.1 * _small_matmul_seconds(torch.float32)
 
 
 @cache

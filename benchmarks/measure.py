@@ -16,7 +16,8 @@ import torch
 from clock import Clock
 from limits import limit_calls
 from load import Load
-from registry import Absent, Arithmetic, Case, Steps
+from memory import peak_bytes
+from registry import MEMORY, Absent, Arithmetic, Case, Steps
 from results import Row, Timing, floor_of, judge
 
 from videoar_kernels import library
@@ -130,12 +131,20 @@ def measure(case: Case, family: str, clock: Clock, effort: Effort) -> Row:
             load = Load()
             interleave([c for c in contenders if c.wanted], clock)
             elsewhere = load.elsewhere()
+        memory = peaks(case, [c for c in contenders if c.role in ("ours", "peer")], clock)
         asides = {name: Timing.of(few(call, clock), 1, 0) for name, call in case.asides.items()}
         timings = {c.name: c.timing() for c in contenders}
         works = {c.name: c.work for c in contenders if c.role == "limit"}
         floor = floor_of(case, {name: work / timings[name].median for name, work in works.items()})
-    row = judge(case, family, timings, absent, works, floor, asides, elsewhere)
+    row = judge(case, family, timings, absent, works, floor, asides, elsewhere, memory)
     return dataclasses.replace(row, wall=round(time.perf_counter() - start, 2))
+
+
+def peaks(case: Case, contenders: list[Contender], clock: Clock) -> dict[str, int]:
+    """Returns the peak memory of ours and its peers, where a bar asks for it; after all timing."""
+    if not any(bar.startswith(MEMORY) for bar in case.bars):
+        return {}
+    return {c.name: peak_bytes(c.call, clock.device) for c in contenders}
 
 
 @contextlib.contextmanager

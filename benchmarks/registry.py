@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 
 Call = Callable[[], object]
+MEMORY = "memory of "  # begins the name of a bar
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Case:
             "matmul" (PyTorch's better one of bfloat16 and float32), "matmul f32", `Arithmetic` (or "copy same size", if
             there are `bytes` and they take longer), `Steps`, or None.
         bars: what is asked for. "limit": least share of the limit; a peer's or yardstick's name: least ratio of its
-            time to ours; "time": most seconds; "beyond <name>": most seconds more than that yardstick.
+            time to ours; "time": most seconds; "beyond <name>": most seconds more than that yardstick; "memory of
+            <peer>": least ratio of its peak memory to ours.
         grad: run with gradients enabled; otherwise everything runs under torch.no_grad().
         isa: run under this CPU instruction set instead of the best one.
         notes: a remark printed below the table.
@@ -106,7 +108,7 @@ class Case:
         if isinstance(self.limit, str) and self.limit not in ("copy", "copy same size", "matmul", "matmul f32"):
             raise ValueError(f"Case: expected limit copy, copy same size, matmul or matmul f32, got {self.limit!r}")
         for name in self.bars:
-            known = name in ("limit", "time") or name.removeprefix("beyond ") in names
+            known = name in ("limit", "time") or name.removeprefix("beyond ").removeprefix(MEMORY) in names
             if not known or (name == "limit" and self.limit is None):
                 raise ValueError(f"Case: expected bars for limit, time or one of {names}, got {name!r}")
 

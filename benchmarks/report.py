@@ -88,6 +88,8 @@ def details(row: Row) -> list[str]:
     lines += [f"{name} {spread_text(t)}" for name, t in row.yardsticks.items()]
     lines += [f"{name} absent: {reason}" for name, reason in row.absent.items()]
     lines += [f"{name} {time_text(t.median)}, in no figure above" for name, t in row.asides.items()]
+    if row.memory:
+        lines.append("peak memory " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in row.memory.items()))
     if row.floor and row.floor.what:
         lines.append(f"limit {time_text(row.floor.seconds)}: {row.floor.what}")
     if row.notes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from load import Elsewhere
-from registry import Arithmetic, Case, Steps
+from registry import MEMORY, Arithmetic, Case, Steps
 
 SCHEMA = 1
 
@@ -76,6 +76,7 @@ class Row:
     floor: Floor | None = None
     bars: list[Bar] = field(default_factory=list)
     elsewhere: Elsewhere = field(default_factory=lambda: Elsewhere(None, None))
+    memory: dict[str, int] = field(default_factory=dict)  # bytes at the peak of ours and its peers
     notes: str = ""
     wrong: str = ""
     wall: float = 0.0  # seconds from the first verification to the last sample
@@ -121,7 +122,7 @@ def floor_of(case: Case, rates: dict[str, float]) -> Floor | None:
     return Floor(name, work / rate, "")
 
 
-def judge(case, family, timings, absent, works, floor, asides, elsewhere) -> Row:
+def judge(case, family, timings, absent, works, floor, asides, elsewhere, memory=None) -> Row:
     """Returns the row with its bars compared."""
     row = Row(
         family,
@@ -140,6 +141,7 @@ def judge(case, family, timings, absent, works, floor, asides, elsewhere) -> Row
         floor,
         [],
         elsewhere,
+        memory or {},
         case.notes,
     )
     bars = [Bar(name, want, *_compare(row, name, want)) for name, want in case.bars.items()]
@@ -153,6 +155,10 @@ def _compare(row: Row, name: str, want: float) -> tuple[float | None, bool | Non
     if name.startswith("beyond "):
         got = row.ours.median - others[name.removeprefix("beyond ")].median
         return got, got <= want
+    if name.startswith(MEMORY):
+        peer = row.memory.get(name.removeprefix(MEMORY))
+        got = peer and row.memory["ours"] and peer / row.memory["ours"]
+        return got, got and got >= want
     if name in row.absent:
         return None, None
     got = row.share if name == "limit" else others[name].median / row.ours.median

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import attention_peers as peers
 import torch
 from closeness import assert_close
+from limits import emulated
 from registry import Call, Case, cases
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def case(mask: RangeMask, tensors: tuple[Tensor, Tensor, Tensor], bars: dict[str
 
 def asked(head_dim: int, dtype: torch.dtype) -> dict[str, float]:
     """The bars from 2,600 tokens on: those of a CPU with AVX-512 and BF16, or the one of AVX2."""
-    if peers.bf16_emulated(torch.device("cpu")):
+    if emulated(torch.bfloat16):
         return {"limit": 0.9}
     if dtype == torch.bfloat16:
         return {"limit": 1.0 if head_dim >= 128 else 0.95}
@@ -89,7 +90,7 @@ def forward(full: bool) -> Iterator[Case]:
         for head_dim in head_dims:
             for dtype in (f32, bf16) if full or head_dim == 64 else (f32,):
                 bars = {"limit": 0.7} if frames == 5 else asked(head_dim, dtype)
-                if frames == 20 and not peers.bf16_emulated(torch.device("cpu")):
+                if frames == 20 and not emulated(torch.bfloat16):
                     bars |= {"SDPA masked": 8, "FlexAttention": 6} if dtype == bf16 else {"FlexAttention": 2.5}
                 yield case(ucf(frames), inputs(ucf(frames), head_dim, dtype), bars)
     if not full:

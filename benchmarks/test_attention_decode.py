@@ -8,6 +8,7 @@ import attention_peers as peers
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
+from limits import emulated
 from registry import Call, Case, cases
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def case(tokens: int, cached: int, dtype: torch.dtype, full: bool) -> Case:
     others = {"SDPA": lambda: F.scaled_dot_product_attention(q, k, v)}
     if full:
         others["FlexAttention"] = peers.flex(q, k, v)
-    arithmetic = tokens > 16 or (tokens == 16 and dtype == torch.bfloat16 and peers.bf16_emulated(q.device))
+    arithmetic = tokens > 16 or (tokens == 16 and emulated(dtype, q.device.type))
     return Case(
         op="range_attention",
         shape=f"{tokens} new, {cached} cached",

@@ -53,9 +53,16 @@ def random_steps(config: TransformerConfig) -> list[Step]:
 
 
 def floor_steps(model: NextScaleTransformer) -> Steps:
-    """Weights as they are packed, and FLOPs of layers and attention, for every step after the text."""
+    """Weights as they are packed, and FLOPs of layers and attention, for every step after the text.
+
+    What a clip needs once, whatever its steps, is not in it: the layers that only see the text.
+    """
     config = model.config
-    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, PackedLinear) and not name.startswith(("text_in", "pooled_text"))
+    ]
     weights = sum(layer.packed.nbytes for layer in layers)
     products = sum(layer.in_features * layer.out_features for layer in layers)
     steps, seen = [], config.text_len

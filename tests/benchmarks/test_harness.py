@@ -172,7 +172,34 @@ def test_bars_on_ratio_time_and_time_beyond_a_yardstick():
     assert texts[0] == "eager 4.00 < 5 MISSED" and texts[3] == "flex >= 2: absent"
 
 
-@pytest.mark.parametrize("changes", [{"bars": {"egaer": 2.0}}, {"bars": {"limit": 0.5}}, {"limit": "memory"}])
+def test_bars_on_peak_memory():
+    bars = {"memory of eager": 1.0, "memory of flex": 1.0, "memory of torch.compile": 1.0}
+    given = case(peers={name.removeprefix("memory of "): nothing for name in bars}, bars=bars)
+    timings = {"ours": timing(0.2), "eager": timing(0.8), "flex": timing(0.8)}
+    memory = {"ours": 2 << 20, "eager": 3 << 20, "flex": 1 << 20}
+    made = judge(given, "family", timings, {}, {}, None, {}, Elsewhere(0.0, 0.0), memory)
+    assert [bar.met for bar in made.bars] == [True, False, None]
+    assert report.bar_text(made.bars[1]) == "memory of flex 0.50 < 1 MISSED"
+    assert "peak memory ours 2 MiB, eager 3 MiB, flex 1 MiB" in report.details(made)
+
+
+def test_peak_memory_is_that_of_one_call_and_measured_only_where_a_bar_asks():
+    def allocate(megabytes):
+        first = torch.ones(megabytes << 20, dtype=torch.uint8)
+        del first
+        return torch.ones(megabytes << 19, dtype=torch.uint8)
+
+    peers = {"eager": lambda: allocate(128)}
+    bars = {"memory of eager": 1.0}
+    made = measure(case(ours=lambda: allocate(64), peers=peers, bars=bars), "f", FakeClock({}), Effort(rounds=1))
+    assert made.memory == {"ours": 64 << 20, "eager": 128 << 20}
+    assert not measure(case(peers=peers), "f", FakeClock({}), Effort(rounds=1)).memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"bars": {"egaer": 2.0}}, {"bars": {"memory of eager": 1.0}}, {"bars": {"limit": 0.5}}, {"limit": "memory"}],
+)
 def test_cases_that_ask_for_the_unknown_are_refused(changes):
     with pytest.raises(ValueError, match="expected"):
         case(**changes)
