@@ -1,5 +1,7 @@
 #include "../cpu/norm.h"
 
+#include <cmath>
+
 #include "out.h"
 #include "tensors.h"
 
@@ -46,99 +48,196 @@ std::tuple<Tensor, Tensor> swiglu_backward(const Tensor& grad_out, const Tensor&
 
 using MaybeTensor = std::optional<Tensor>;
 
-// Dense in the last dimension; keeps what kernels point into alive.
-MaybeTensor dense(const MaybeTensor& t) { return t ? MaybeTensor(dense_rows(*t)) : t; }
+// A tensor's description, asked for once: each question is a call across the stable ABI.
+struct Described {
+  const void* data;
+  const int64_t *sizes, *strides;
+  int64_t dims;
+  int32_t dtype;
+  bool on_cpu;
 
-TokenRows rows_of(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.stride(1)}; }
+  explicit Described(const Tensor& t)
+      : data(t.const_data_ptr()),
+        sizes(t.sizes().data()),
+        strides(t.strides().data()),
+        dims(t.dim()),
+        dtype(dtype_code(t)),
+        on_cpu(t.is_cpu()) {}
+
+  int64_t width() const { return sizes[dims - 1]; }
+  bool dense_rows() const { return dims == 0 || width() <= 1 || strides[dims - 1] == 1; }
+  bool resembles(const Described& other) const {
+    return dims == other.dims && dtype == other.dtype && on_cpu == other.on_cpu &&
+           std::equal(sizes, sizes + dims, other.sizes);
+  }
+};
+
+DType dtype_of(const Described& t) {
+  if (t.dtype == aoti_torch_dtype_float32()) return DType::f32;
+  if (t.dtype == aoti_torch_dtype_bfloat16()) return DType::bf16;
+  if (t.dtype == aoti_torch_dtype_float16()) return DType::f16;
+  STD_TORCH_CHECK(t.dtype == aoti_torch_dtype_float64(), "norm: expected float32, float64, bfloat16 or float16");
+  return DType::f64;
+}
+
+// What a kernel reads: the tensor itself, or a copy with dense rows in the wanted dtype, which lives as long as this.
+class Operand {
+ public:
+  Operand(const Tensor& t, const Described& described) : seen(described) {
+    if (!seen.dense_rows()) use(torch::stable::contiguous(t));
+  }
+  explicit Operand(const Tensor& t) : Operand(t, Described(t)) {}
+  Operand(const Tensor& t, const Described& described, int32_t dtype) : seen(described) {
+    if (seen.dtype != dtype) {
+      dtype_of(seen);
+      const bool f64 = dtype == aoti_torch_dtype_float64(), f32 = dtype == aoti_torch_dtype_float32();
+      STD_TORCH_CHECK(f64 || f32, "norm: modulations are converted to float32 or float64 alone");
+      use(torch::stable::contiguous(torch::stable::to(t, f64 ? ScalarType::Double : ScalarType::Float)));
+    } else if (!seen.dense_rows()) {
+      use(torch::stable::contiguous(t));
+    }
+  }
+
+  Described seen;
+
+ private:
+  void use(Tensor t) {
+    copy_ = t;
+    seen = Described(*copy_);
+  }
+  MaybeTensor copy_;
+};
+
+TokenRows rows_of(const Described& t) { return {t.data, t.strides[0], t.strides[1]}; }
+
+// x's sizes, once it is known to be (batch, length, width) on the CPU.
+NormSizes norm_sizes(const Described& x) {
+  STD_TORCH_CHECK(x.dims == 3 && x.on_cpu, "norm: expected (batch, length, width) on the CPU");
+  return {x.sizes[0], x.sizes[1], x.sizes[2]};
+}
 
 OutputRows output_rows(const Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), t.stride(1)}; }
 
-NormSizes norm_sizes(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 3 && x.is_cpu(), "norm: expected (batch, length, width) on the CPU");
-  return {x.size(0), x.size(1), x.size(2)};
+OutputRows dense_output(const Tensor& t, const NormSizes& size) {
+  return {t.mutable_data_ptr(), size.length * size.width, size.width};
+}
+
+bool is_empty(const NormSizes& size) { return size.batch == 0 || size.length == 0 || size.width == 0; }
+
+Tensor empty_tokens(const NormSizes& size, int32_t dtype) {
+  const int64_t sizes[3] = {size.batch, size.length, size.width}, row = size.width > 1 ? size.width : 1;
+  const int64_t strides[3] = {(size.length > 1 ? size.length : 1) * row, row, 1};
+  return empty_strided(sizes, strides, 3, dtype);
+}
+
+// The type that kernels compute in.
+int32_t wide_of(const Described& x) {
+  const int32_t f64 = aoti_torch_dtype_float64();
+  return x.dtype == f64 ? f64 : aoti_torch_dtype_float32();
 }
 
 // The modulation (width) or (batch or 1, frames, width) of x; frames divides the length.
-Modulation modulation_of(const MaybeTensor& m, const Tensor& x) {
-  if (!m) return {nullptr, 0, 0, 1};
-  const int64_t length = x.size(1);
-  STD_TORCH_CHECK(m->is_cpu() && (m->dim() == 1 || m->dim() == 3) && m->size(m->dim() - 1) == x.size(2),
+Modulation modulation_of(const Described& m, const NormSizes& x) {
+  STD_TORCH_CHECK(m.on_cpu && (m.dims == 1 || m.dims == 3) && m.width() == x.width,
                   "norm: modulation's shape or device");
-  if (m->dim() == 1) return {m->const_data_ptr(), 0, 0, length == 0 ? 1 : length};
-  const int64_t frames = m->size(1);
-  STD_TORCH_CHECK(m->size(0) == x.size(0) || m->size(0) == 1, "norm: modulation's batch");
-  STD_TORCH_CHECK(frames > 0 && length % frames == 0, "norm: frames do not divide the length");
-  return {m->const_data_ptr(), m->size(0) == 1 ? 0 : m->stride(0), m->stride(1), length == 0 ? 1 : length / frames};
+  if (m.dims == 1) return {m.data, 0, 0, x.length == 0 ? 1 : x.length};
+  const int64_t frames = m.sizes[1];
+  STD_TORCH_CHECK(m.sizes[0] == x.batch || m.sizes[0] == 1, "norm: modulation's batch");
+  STD_TORCH_CHECK(frames > 0 && x.length % frames == 0, "norm: frames do not divide the length");
+  return {m.data, m.sizes[0] == 1 ? 0 : m.strides[0], m.strides[1], x.length == 0 ? 1 : x.length / frames};
 }
 
-ScalarType wide_of(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+// The modulations a and b of x, in x's dtype where both have it, else in the one that is computed in.
+class Modulations {
+ public:
+  Modulations(const Described& x, const NormSizes& size, const Tensor* a, const Tensor* b = nullptr)
+      : found_{describe(a), describe(b)} {
+    const auto own = [&](const std::optional<Described>& m) { return !m || m->dtype == x.dtype; };
+    dtype = own(found_[0]) && own(found_[1]) ? x.dtype : wide_of(x);
+    const Tensor* given[2] = {a, b};
+    for (int i = 0; i < 2; ++i) {
+      if (found_[i]) rows[i] = modulation_of(operands_[i].emplace(*given[i], *found_[i], dtype).seen, size);
+    }
+  }
 
-// `t` with dense rows in `type`.
-MaybeTensor converted(const MaybeTensor& t, ScalarType type) {
-  if (!t) return t;
-  const ScalarType found = t->scalar_type();
-  if (found == type) return dense(t);
-  STD_TORCH_CHECK(found == ScalarType::Double || found == ScalarType::Float || found == ScalarType::BFloat16 ||
-                      found == ScalarType::Half,
-                  "norm: expected a floating point modulation or weight");
-  return torch::stable::contiguous(torch::stable::to(*t, type));
-}
+  // Whether both came as they are read, a row for every sample.
+  bool expanded(const NormSizes& size) const {
+    const auto fits = [&](const std::optional<Described>& m) {
+      return !m || (m->dtype == dtype && m->dims == 3 && m->sizes[0] == size.batch);
+    };
+    return fits(found_[0]) && fits(found_[1]);
+  }
 
-// The type that kernels read modulations of x in: x's own where all have it, else the one that is computed in.
-ScalarType modulation_type(const Tensor& x, const MaybeTensor& a, const MaybeTensor& b) {
-  const bool own = (!a || a->scalar_type() == x.scalar_type()) && (!b || b->scalar_type() == x.scalar_type());
-  return own ? x.scalar_type() : wide_of(x);
-}
+  int32_t dtype;
+  Modulation rows[2] = {{nullptr, 0, 0, 1}, {nullptr, 0, 0, 1}};
 
-void check_norm_weight(const Tensor& x, const MaybeTensor& weight) {
-  STD_TORCH_CHECK(!weight || (weight->is_cpu() && weight->dim() == 1 && weight->size(0) == x.size(2)),
-                  "norm: weight's shape or device");
-}
+ private:
+  static std::optional<Described> describe(const Tensor* t) {
+    return t == nullptr ? std::nullopt : std::optional<Described>(*t);
+  }
+  std::optional<Described> found_[2];
+  std::optional<Operand> operands_[2];
+};
 
-AdalnParams adaln_params(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
-                         double eps, bool layer, ScalarType modulation) {
-  check_norm_weight(x, weight);
-  return {rows_of(x),
-          {nullptr, 0, 0},
-          weight ? weight->const_data_ptr() : nullptr,
-          modulation_of(scale, x),
-          modulation_of(shift, x),
-          norm_sizes(x),
-          eps,
-          layer,
-          modulation == wide_of(x),
-          dtype_of(x)};
-}
+const Tensor* given(const MaybeTensor& t) { return t ? &*t : nullptr; }
 
-void adaln_norm_into(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
-                     double eps, bool layer, const Tensor& out) {
-  const ScalarType type = modulation_type(x, scale, shift);
-  const Tensor rows = dense_rows(x);
-  const MaybeTensor a = converted(scale, type), b = converted(shift, type), w = converted(weight, wide_of(x));
-  AdalnParams params = adaln_params(rows, a, b, w, eps, layer, type);
-  params.out = output_rows(out);
-  if (x.numel() > 0) norm_kernels().adaln_norm(params);
+// Everything that both passes of adaln_norm read, checked.
+struct AdalnArguments {
+  Operand x;
+  NormSizes size;
+  Modulations modulations;
+  std::optional<Operand> weight;
+
+  AdalnArguments(const Tensor& input, const Described& seen, const MaybeTensor& scale, const MaybeTensor& shift,
+                 const MaybeTensor& given_weight)
+      : x(input, seen), size(norm_sizes(seen)), modulations(seen, size, given(scale), given(shift)) {
+    if (!given_weight) return;
+    const Described w(*given_weight);
+    STD_TORCH_CHECK(w.on_cpu && w.dims == 1 && w.width() == size.width, "norm: weight's shape or device");
+    weight.emplace(*given_weight, w, wide_of(seen));
+  }
+
+  AdalnParams params(double eps, bool layer, OutputRows out) const {
+    STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), "adaln_norm: eps is negative or not finite");
+    return {rows_of(x.seen),
+            out,
+            weight ? weight->seen.data : nullptr,
+            modulations.rows[0],
+            modulations.rows[1],
+            size,
+            eps,
+            layer,
+            modulations.dtype == wide_of(x.seen),
+            dtype_of(x.seen)};
+  }
+};
+
+void adaln_norm_into(const Tensor& x, const Described& seen, const MaybeTensor& scale, const MaybeTensor& shift,
+                     const MaybeTensor& weight, double eps, bool layer, OutputRows out) {
+  const AdalnArguments arguments(x, seen, scale, shift, weight);
+  const AdalnParams params = arguments.params(eps, layer, out);
+  if (!is_empty(params.size)) norm_kernels().adaln_norm(params);
 }
 
 Tensor adaln_norm(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
                   double eps, bool layer) {
-  norm_sizes(x);
-  Tensor out = empty_dense(x, sizes_of(x));
-  adaln_norm_into(x, scale, shift, weight, eps, layer, out);
+  const Described seen(x);
+  const NormSizes size = norm_sizes(seen);
+  Tensor out = empty_tokens(size, seen.dtype);
+  adaln_norm_into(x, seen, scale, shift, weight, eps, layer, dense_output(out, size));
   return out;
 }
 
 void adaln_norm_out(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
                     double eps, bool layer, const Tensor& out) {
-  norm_sizes(x);
+  const Described seen(x);
+  norm_sizes(seen);
   check_output(out, x, "adaln_norm: out");
   check_apart(out, x, true, "adaln_norm: out overlaps x");
   for (const MaybeTensor* t : {&scale, &shift, &weight}) {
     if (*t) check_apart(out, **t, false, "adaln_norm: out overlaps scale, shift or weight");
   }
-  adaln_norm_into(x, scale, shift, weight, eps, layer, out);
+  adaln_norm_into(x, seen, scale, shift, weight, eps, layer, output_rows(out));
 }
 
 // The gradient of an absent argument has no elements; that of one that nothing was computed from is zero.
@@ -150,70 +249,70 @@ Tensor empty_grad(const Tensor& x, const MaybeTensor& t) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaln_norm_backward(const Tensor& grad_out, const Tensor& x,
                                                                const MaybeTensor& scale, const MaybeTensor& shift,
                                                                const MaybeTensor& weight, double eps, bool layer) {
-  norm_sizes(x);
+  const Described seen(x);
+  norm_sizes(seen);
   check_like(grad_out, x, "adaln_norm: grad_out");
-  const ScalarType type = modulation_type(x, scale, shift), wide = wide_of(x);
-  STD_TORCH_CHECK((!scale || scale->scalar_type() == type) && (!shift || shift->scalar_type() == type) &&
-                      (!weight || weight->scalar_type() == wide) && (!scale || scale->size(0) == x.size(0)) &&
-                      (!shift || shift->size(0) == x.size(0)),
+  const AdalnArguments arguments(x, seen, scale, shift, weight);
+  STD_TORCH_CHECK(arguments.modulations.expanded(arguments.size) && (!weight || dtype_code(*weight) == wide_of(seen)),
                   "adaln_norm: modulations of one dtype, a weight in the wide one, expanded over the batch");
-  const Tensor rows = dense_rows(x), grads = dense_rows(grad_out);
-  const MaybeTensor a = dense(scale), b = dense(shift), w = dense(weight);
-  Tensor grad_x = empty_dense(x, sizes_of(x));
+  const AdalnParams forward = arguments.params(eps, layer, {nullptr, 0, 0});
+  const Operand grads(grad_out);
+  Tensor grad_x = empty_tokens(forward.size, seen.dtype);
   Tensor grad_scale = empty_grad(x, scale), grad_shift = empty_grad(x, shift), grad_weight = empty_grad(x, weight);
-  const AdalnParams forward = adaln_params(rows, a, b, w, eps, layer, type);
-  if (x.numel() == 0) return {grad_x, grad_scale, grad_shift, grad_weight};
+  if (is_empty(forward.size)) return {grad_x, grad_scale, grad_shift, grad_weight};
   const int64_t tokens[2] = {forward.scale.tokens, forward.shift.tokens};
   STD_TORCH_CHECK(tokens[0] % tokens[1] == 0 || tokens[1] % tokens[0] == 0, "adaln_norm: frames that do not nest");
   const NormTasks tasks = norm_tasks(forward.size, tokens[0], tokens[1]);
-  const Tensor partial = empty_dense(x, {tasks.count, 3, padded_width(x.size(2))}, wide);
-  norm_kernels().adaln_norm_backward({forward, rows_of(grads), grad_x.mutable_data_ptr(),
+  const Tensor partial = empty_tokens({tasks.count, 3, padded_width(forward.size.width)}, wide_of(seen));
+  norm_kernels().adaln_norm_backward({forward, rows_of(grads.seen), grad_x.mutable_data_ptr(),
                                       grad_weight.mutable_data_ptr(), grad_scale.mutable_data_ptr(),
                                       grad_shift.mutable_data_ptr(), partial.mutable_data_ptr()});
   return {grad_x, grad_scale, grad_shift, grad_weight};
 }
 
-void gated_residual_into(const Tensor& x, const Tensor& y, const Tensor& gate, const Tensor& out) {
-  const ScalarType type = modulation_type(x, gate, std::nullopt);
-  const Tensor a = dense_rows(x), b = dense_rows(y), g = *converted(gate, type);
-  const GatedResidualParams params = {rows_of(a),    rows_of(b),         output_rows(out), modulation_of(g, a),
-                                      norm_sizes(a), type == wide_of(x), dtype_of(x)};
-  if (x.numel() > 0) norm_kernels().gated_residual(params);
+void gated_residual_into(const Tensor& x, const Described& seen, const Tensor& y, const Tensor& gate, OutputRows out) {
+  const NormSizes size = norm_sizes(seen);
+  const Modulations gates(seen, size, &gate);
+  const Described seen_y(y);
+  STD_TORCH_CHECK(seen_y.resembles(seen), "gated_residual: y of another shape, dtype or device");
+  const Operand a(x, seen), b(y, seen_y);
+  const GatedResidualParams params = {
+      rows_of(a.seen), rows_of(b.seen), out, gates.rows[0], size, gates.dtype == wide_of(seen), dtype_of(seen)};
+  if (!is_empty(size)) norm_kernels().gated_residual(params);
 }
 
 Tensor gated_residual(const Tensor& x, const Tensor& y, const Tensor& gate) {
-  norm_sizes(x);
-  check_like(y, x, "gated_residual: y");
-  Tensor out = empty_dense(x, sizes_of(x));
-  gated_residual_into(x, y, gate, out);
+  const Described seen(x);
+  const NormSizes size = norm_sizes(seen);
+  Tensor out = empty_tokens(size, seen.dtype);
+  gated_residual_into(x, seen, y, gate, dense_output(out, size));
   return out;
 }
 
 void gated_residual_out(const Tensor& x, const Tensor& y, const Tensor& gate, const Tensor& out) {
-  norm_sizes(x);
-  check_like(y, x, "gated_residual: y");
+  const Described seen(x);
+  norm_sizes(seen);
   check_output(out, x, "gated_residual: out");
   check_apart(out, x, true, "gated_residual: out overlaps x"),
       check_apart(out, y, true, "gated_residual: out overlaps y");
   check_apart(out, gate, false, "gated_residual: out overlaps gate");
-  gated_residual_into(x, y, gate, out);
+  gated_residual_into(x, seen, y, gate, output_rows(out));
 }
 
 std::tuple<Tensor, Tensor> gated_residual_backward(const Tensor& grad_out, const Tensor& y, const Tensor& gate) {
-  norm_sizes(y);
+  const Described seen(y);
+  const NormSizes size = norm_sizes(seen);
   check_like(grad_out, y, "gated_residual: grad_out");
-  const ScalarType type = modulation_type(y, gate, std::nullopt), wide = wide_of(y);
-  STD_TORCH_CHECK(gate.scalar_type() == type && gate.size(0) == y.size(0),
-                  "gated_residual: a gate in y's dtype or the wide one, expanded over the batch");
-  const Tensor d = dense_rows(grad_out), b = dense_rows(y), g = dense_rows(gate);
-  Tensor grad_y = empty_dense(y, sizes_of(y)), grad_gate = empty_grad(y, gate);
-  if (y.numel() == 0) return {grad_y, grad_gate};
-  const Modulation modulation = modulation_of(g, b);
-  const NormTasks tasks = norm_tasks(norm_sizes(b), modulation.tokens, modulation.tokens);
-  const Tensor partial = empty_dense(y, {tasks.count, y.size(2)}, wide);
-  norm_kernels().gated_residual_backward({rows_of(d), rows_of(b), grad_y.mutable_data_ptr(),
-                                          grad_gate.mutable_data_ptr(), partial.mutable_data_ptr(), modulation,
-                                          norm_sizes(b), type == wide, dtype_of(y)});
+  const Modulations gates(seen, size, &gate);
+  STD_TORCH_CHECK(gates.expanded(size), "gated_residual: a gate in y's dtype or the wide one, expanded over the batch");
+  const Operand d(grad_out), b(y, seen);
+  Tensor grad_y = empty_tokens(size, seen.dtype), grad_gate = empty_grad(y, gate);
+  if (is_empty(size)) return {grad_y, grad_gate};
+  const NormTasks tasks = norm_tasks(size, gates.rows[0].tokens, gates.rows[0].tokens);
+  const Tensor partial = empty_tokens({1, tasks.count, size.width}, wide_of(seen));
+  norm_kernels().gated_residual_backward({rows_of(d.seen), rows_of(b.seen), grad_y.mutable_data_ptr(),
+                                          grad_gate.mutable_data_ptr(), partial.mutable_data_ptr(), gates.rows[0], size,
+                                          gates.dtype == wide_of(seen), dtype_of(seen)});
   return {grad_y, grad_gate};
 }
 

@@ -66,6 +66,7 @@ static inline void stream_fence() { _mm_sfence(); }
 
 #else
 
+static inline void stream_vector(char* to, const char* from) { std::memcpy(to, from, kVectorBytes); }
 static inline void stream_copy(void* to, const void* from, int64_t bytes) { std::memcpy(to, from, size_t(bytes)); }
 static inline void stream_fence() {}
 
@@ -92,6 +93,7 @@ class StreamWriter {
   StreamWriter(const StreamWriter&) = delete;
   StreamWriter& operator=(const StreamWriter&) = delete;
 
+  bool streams() const { return streams_; }
   T* at(T* out) { return streams_ ? (T*)piece_ : out; }
   void done(T* out, int64_t count) const {
     if (streams_) stream_copy(out, piece_, count * int64_t(sizeof(T)));
