@@ -4,10 +4,11 @@ from videoar_kernels.attention import range_attention
 from videoar_kernels.bit_entropy import bit_cross_entropy
 from videoar_kernels.bit_packing import bits_to_code, pack_bits, unpack_bits
 from videoar_kernels.bits import bsq_quantize, flip_bits, sample_bits
+from videoar_kernels.gated_activation import swiglu
 from videoar_kernels.kv_cache import CacheView, KVCache
 from videoar_kernels.linear import PackedLinear, pack_linear_weight, packed_linear, unpack_linear_weight
 from videoar_kernels.masks import RangeMask
-from videoar_kernels.norm import adaln_norm, gated_residual, swiglu
+from videoar_kernels.norm import adaln_norm, gated_residual
 from videoar_kernels.norm_rope import qk_norm_rope
 from videoar_kernels.positions import multiscale_positions, unit_positions
 from videoar_kernels.pyramid import pyramid_decode, pyramid_encode, pyramid_resample, pyramid_step

@@ -1,10 +1,9 @@
-"""Modulated norms, gated residual and gated activations.
+"""Modulated norms and gated residual.
 
     adaln_norm(x) = norm(x) * weight * (1 + scale) + shift,  norm(x) = x / sqrt(mean(x^2) + eps) or layer norm
     gated_residual(x, y, gate) = x + gate * y
-    swiglu(gate, up) = gate * sigmoid(gate) * up
 
-Source: adaptive norms of DiT (Peebles & Xie 2023, Sec. 3.2), as in Wan; SwiGLU, Shazeer 2020, Eq. 6.
+Source: adaptive norms of DiT (Peebles & Xie 2023, Sec. 3.2), as in Wan.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.fallback import register_fallback
+from videoar_kernels.fallback import gradients_of, into_out, register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
 
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_adaln_norm, _adaln_norm_out = ops.adaln_norm.default, ops.adaln_norm_out.default
+_gated_residual, _gated_residual_out = ops.gated_residual.default, ops.gated_residual_out.default
 
 
 def adaln_norm(
@@ -41,7 +42,7 @@ def adaln_norm(
             B may be 1. x's dtype or float32. None: no scale.
         shift: the same forms.
         weight: (C,), any float dtype. None: ones.
-        eps: added to the variance or mean square.
+        eps: added to the variance or mean square, at least 0.
         kind: "rms", or "layer", which subtracts the mean first.
         out: where to write, at inference: like x, with a contiguous last dimension; x itself, or apart from all inputs.
 
@@ -49,32 +50,16 @@ def adaln_norm(
         `out`, or a new dense tensor (B, L, C) of x's dtype.
 
     Raises:
-        ValueError: shapes, devices or kind do not fit, or `out` cannot be written. TypeError: dtypes.
+        ValueError: shapes, devices, kind or eps do not fit, or `out` cannot be written. TypeError: dtypes.
 
     Source: DiT, Sec. 3.2; Wan 2.1. Saved for backward: the arguments only.
     """
     if kind not in ("rms", "layer"):
         raise ValueError(f'adaln_norm: expected kind "rms" or "layer", got {kind!r}')
-
-    def check():
-        _check_tokens("adaln_norm", "x", x)
-        _check_modulation("adaln_norm", "scale", x, scale)
-        _check_modulation("adaln_norm", "shift", x, shift)
-        if weight is not None and (weight.shape != x.shape[-1:] or weight.device != x.device):
-            raise ValueError(
-                f"adaln_norm: expected weight ({x.shape[-1]},) on {x.device}, "
-                f"got {tuple(weight.shape)} on {weight.device}"
-            )
-        if out is not None:
-            check_out("adaln_norm", "out", out, x, {"x": x}, {"scale": scale, "shift": shift, "weight": weight})
-
-    layer = kind == "layer"
-    if torch.is_grad_enabled() or not x.is_cpu:
-        check()
-        scale, shift, weight = _adaln_arguments(x, scale, shift, weight)
+    inputs = x, scale, shift, weight, eps, kind == "layer"
     if out is None:
-        return run(ops.adaln_norm.default, check, x, scale, shift, weight, eps, layer)
-    run_into(out, ops.adaln_norm_out.default, check, x, scale, shift, weight, eps, layer, out)
+        return run(_adaln_norm, lambda: _check_adaln(inputs, None), *inputs)
+    run_into(out, _adaln_norm_out, lambda: _check_adaln(inputs, out), *inputs, out)
     return out
 
 
@@ -95,63 +80,41 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = N
 
     Source: DiT, Sec. 3.2. Saved for backward: y and gate.
     """
-
-    def check():
-        _check_tokens("gated_residual", "x", x)
-        if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
-            raise ValueError(
-                f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
-                f"got {tuple(y.shape)} {y.dtype} on {y.device}"
-            )
-        _check_modulation("gated_residual", "gate", x, gate)
-        if out is not None:
-            check_out("gated_residual", "out", out, x, {"x": x, "y": y}, {"gate": gate})
-
-    if torch.is_grad_enabled() or not x.is_cpu:
-        check()
-        gate = _expanded(x, gate)
+    inputs = x, y, gate
     if out is None:
-        return run(ops.gated_residual.default, check, x, y, gate)
-    run_into(out, ops.gated_residual_out.default, check, x, y, gate, out)
+        return run(_gated_residual, lambda: _check_gated(inputs, None), *inputs)
+    run_into(out, _gated_residual_out, lambda: _check_gated(inputs, out), *inputs, out)
     return out
 
 
-def swiglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Returns silu(gate) * up, computed in float32 (float64 for float64) and rounded once.
-
-    Args:
-        gate: (..., width), float32, bfloat16, float16 or float64.
-        up: same shape and dtype.
-        out: where to write, at inference: like gate, with a contiguous last dimension; gate or up, or apart from both.
-
-    Returns:
-        `out`, or a new dense tensor (..., width) of the inputs' dtype.
-
-    Raises:
-        ValueError: shapes, dtypes or devices differ, or `out` cannot be written.
-
-    Source: Shazeer 2020, Eq. 6. Saved for backward: gate and up.
-    """
-
-    def check():
-        if gate.dtype not in ELEMENT_DTYPES:
-            raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
-        if gate.ndim == 0 or gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
-            raise ValueError(
-                f"swiglu: expected up like gate {tuple(gate.shape)} {gate.dtype} on {gate.device}, "
-                f"got {tuple(up.shape)} {up.dtype} on {up.device}"
-            )
-        if out is not None:
-            check_out("swiglu", "out", out, gate, {"gate": gate, "up": up})
-
-    if out is None:
-        return run(ops.swiglu.default, check, gate, up)
-    run_into(out, ops.swiglu_out.default, check, gate, up, out)
-    return out
+def _check_adaln(inputs: tuple, out: Tensor | None) -> None:
+    x, scale, shift, weight, eps, _ = inputs
+    _check_tokens("adaln_norm", "x", x)
+    _check_modulation("adaln_norm", "scale", x, scale)
+    _check_modulation("adaln_norm", "shift", x, shift)
+    if weight is not None and (weight.shape != x.shape[-1:] or weight.device != x.device):
+        raise ValueError(
+            f"adaln_norm: expected weight ({x.shape[-1]},) on {x.device}, got {tuple(weight.shape)} on {weight.device}"
+        )
+    if weight is not None and weight.dtype not in ELEMENT_DTYPES:
+        raise TypeError(f"adaln_norm: expected weight of one of {ELEMENT_DTYPES}, got {weight.dtype}")
+    if not 0 <= eps < torch.inf:
+        raise ValueError(f"adaln_norm: expected a finite eps >= 0, got {eps}")
+    if out is not None:
+        check_out("adaln_norm", "out", out, x, {"x": x}, {"scale": scale, "shift": shift, "weight": weight})
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _check_gated(inputs: tuple, out: Tensor | None) -> None:
+    x, y, gate = inputs
+    _check_tokens("gated_residual", "x", x)
+    if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+        raise ValueError(
+            f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
+            f"got {tuple(y.shape)} {y.dtype} on {y.device}"
+        )
+    _check_modulation("gated_residual", "gate", x, gate)
+    if out is not None:
+        check_out("gated_residual", "out", out, x, {"x": x, "y": y}, {"gate": gate})
 
 
 def _check_tokens(op: str, name: str, x: Tensor) -> None:
@@ -175,25 +138,24 @@ def _check_modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> None:
         raise TypeError(f"{op}: expected {name} of one of {ELEMENT_DTYPES}, got {m.dtype}")
 
 
-def _expanded(x: Tensor, m: Tensor | None) -> Tensor | None:
-    """Returns a modulation as a view (B, F, C) in a dtype that kernels take; autograd sums over what it repeats."""
-    if m is None:
-        return None
-    if m.dtype != x.dtype:
-        m = m.to(_wide(x))
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _expanded(x: Tensor, m: Tensor) -> Tensor:
+    """Returns a modulation as a view (B, F, C) in a dtype that kernels take."""
+    m = m if m.dtype == x.dtype else m.to(_wide(x))
     return m.expand(x.shape[0], -1 if m.ndim == 3 else 1, x.shape[2])
 
 
-def _adaln_arguments(x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None):
-    """Returns scale, shift and weight as the backward kernel wants them, by operations that autograd knows."""
-    scale, shift, weight = _expanded(x, scale), _expanded(x, shift), None if weight is None else weight.to(_wide(x))
-    if scale is not None and shift is not None:
-        if scale.dtype != shift.dtype:
-            scale, shift = scale.to(_wide(x)), shift.to(_wide(x))
-        if scale.shape[1] % shift.shape[1] and shift.shape[1] % scale.shape[1]:
-            # The kernel wants nested groups of tokens; frames that do not nest are rare enough to expand.
-            shift = shift.repeat_interleave(x.shape[1] // shift.shape[1], dim=1)
-    return scale, shift, weight
+def _collected(grad: Tensor, m: Tensor | None) -> Tensor | None:
+    """Returns the gradient of a modulation, given that of its expanded form."""
+    if m is None:
+        return None
+    frames = m.shape[1] if m.ndim == 3 else 1
+    if grad.shape[1] != frames:
+        grad = grad.unflatten(1, (frames, -1)).sum(2)
+    return grad.sum_to_size(m.shape).to(m.dtype)
 
 
 def _save_adaln_norm(ctx, inputs, output):
@@ -202,9 +164,18 @@ def _save_adaln_norm(ctx, inputs, output):
 
 
 def _adaln_norm_gradients(ctx, grad_out):
-    grads = ops.adaln_norm_backward(grad_out, *ctx.saved_tensors, *ctx.options)
-    present = (g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True))
-    return *present, None, None
+    x, scale, shift, weight = ctx.saved_tensors
+    a, b = (None if m is None else _expanded(x, m) for m in (scale, shift))
+    if a is not None and b is not None:
+        if a.dtype != b.dtype:
+            a, b = a.to(_wide(x)), b.to(_wide(x))
+        if x.shape[1] and a.shape[1] % b.shape[1] and b.shape[1] % a.shape[1]:
+            # The kernel wants nested groups of tokens; frames that do not nest are rare enough to expand.
+            b = b.repeat_interleave(x.shape[1] // b.shape[1], dim=1)
+    w = None if weight is None else weight.to(_wide(x))
+    grad_x, grad_scale, grad_shift, grad_weight = ops.adaln_norm_backward(grad_out, x, a, b, w, *ctx.options)
+    grad_weight = None if weight is None else grad_weight.to(weight.dtype)
+    return grad_x, _collected(grad_scale, scale), _collected(grad_shift, shift), grad_weight, None, None
 
 
 def _save_gated_residual(ctx, inputs, output):
@@ -212,22 +183,15 @@ def _save_gated_residual(ctx, inputs, output):
 
 
 def _gated_residual_gradients(ctx, grad_out):
-    return grad_out, *ops.gated_residual_backward(grad_out, *ctx.saved_tensors)
-
-
-def _save_swiglu(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _swiglu_gradients(ctx, grad_out):
-    return ops.swiglu_backward(grad_out, *ctx.saved_tensors)
+    y, gate = ctx.saved_tensors
+    grad_y, grad_gate = ops.gated_residual_backward(grad_out, y, _expanded(y, gate))
+    return grad_out, grad_y, _collected(grad_gate, gate)
 
 
 torch.library.register_autograd("videoar_kernels::adaln_norm", _adaln_norm_gradients, setup_context=_save_adaln_norm)
 torch.library.register_autograd(
     "videoar_kernels::gated_residual", _gated_residual_gradients, setup_context=_save_gated_residual
 )
-torch.library.register_autograd("videoar_kernels::swiglu", _swiglu_gradients, setup_context=_save_swiglu)
 
 
 @register_fake("videoar_kernels::adaln_norm")
@@ -251,16 +215,6 @@ def _(grad_out, y, gate):
     return y.new_empty(y.shape), gate.new_empty(gate.shape)
 
 
-@register_fake("videoar_kernels::swiglu")
-def _(gate, up):
-    return gate.new_empty(gate.shape)
-
-
-@register_fake("videoar_kernels::swiglu_backward")
-def _(grad_out, gate, up):
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)
-
-
 @register_fake("videoar_kernels::adaln_norm_out")
 def _(x, scale, shift, weight, eps, layer, out):
     return None
@@ -271,53 +225,24 @@ def _(x, y, gate, out):
     return None
 
 
-@register_fake("videoar_kernels::swiglu_out")
-def _(gate, up, out):
-    return None
-
-
-def _into_out(op):
-    """The `out` form of an operator that has none on this device."""
-
-    def function(*arguments):
-        *inputs, out = arguments
-        out.copy_(op(*inputs))
-
-    return function
-
-
 def _reference_adaln_norm(x, scale, shift, weight, eps, layer):
     kind = "layer" if layer else "rms"
     return reference.norm.adaln_norm(x, scale, shift, weight=weight, eps=eps, kind=kind)
 
 
-def _gradients(function, inputs, grad_out):
-    """Gradients of `function` by autograd; no elements for an absent input."""
-    with torch.enable_grad():
-        inputs = [t if t is None else t.detach().requires_grad_() for t in inputs]
-        present = [t for t in inputs if t is not None]
-        grads = iter(torch.autograd.grad(function(*inputs), present, grad_out))
-        return tuple(grad_out.new_empty(0) if t is None else next(grads) for t in inputs)
-
-
 register_fallback("adaln_norm", _reference_adaln_norm)
 register_fallback(
     "adaln_norm_backward",
-    lambda grad_out, x, scale, shift, weight, eps, layer: _gradients(
+    lambda grad_out, x, scale, shift, weight, eps, layer: gradients_of(
         lambda *inputs: _reference_adaln_norm(*inputs, eps, layer), (x, scale, shift, weight), grad_out
     ),
 )
 register_fallback("gated_residual", reference.norm.gated_residual)
 register_fallback(
     "gated_residual_backward",
-    lambda grad_out, y, gate: _gradients(
+    lambda grad_out, y, gate: gradients_of(
         lambda y, gate: reference.norm.gated_residual(torch.zeros_like(y), y, gate), (y, gate), grad_out
     ),
 )
-register_fallback("swiglu", reference.norm.swiglu)
-register_fallback(
-    "swiglu_backward",
-    lambda grad_out, gate, up: _gradients(reference.norm.swiglu, (gate, up), grad_out),
-)
-for _name in ("adaln_norm", "gated_residual", "swiglu"):
-    register_fallback(f"{_name}_out", _into_out(getattr(ops, _name)))
+for _name in ("adaln_norm", "gated_residual"):
+    register_fallback(f"{_name}_out", into_out(getattr(ops, _name)))

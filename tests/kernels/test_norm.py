@@ -134,11 +134,29 @@ def test_low_precision_takes_float32_modulation_and_rounds_once(dtype):
     assert_close(vk.gated_residual(x, x, scale), exact, exact.to(dtype), factor=1.0)
 
 
-def test_layer_norm_of_data_far_from_zero():
-    x = torch.randn(2, 5, 257) + 1000
-    assert_close(
-        vk.adaln_norm(x, kind="layer"), normed(x.double(), None, None, None, kind="layer"), layer_norm(x, (257,))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 257, 1536])
+def test_layer_norm_of_constant_rows_is_its_shift(isa, width, dtype):
+    values = torch.tensor([0.0, 0.1, -1000.1, 1e5 / 3]).to(dtype)
+    x, shift = values[:, None].expand(-1, width)[None], torch.randn(width).to(dtype)
+    assert torch.equal(vk.adaln_norm(x, kind="layer"), torch.zeros_like(x))
+    assert torch.equal(vk.adaln_norm(x, None, shift, kind="layer"), shift.expand_as(x))
+
+
+# A spread that is small beside the offset, and rows whose first elements are far from the others.
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("offset", [10, 1000, 1e5])
+def test_layer_norm_of_data_far_from_zero(isa, offset, outliers):
+    x, grad_out = torch.randn(2, 5, 257) + offset, torch.randn(2, 5, 257)
+    if outliers:
+        x[:, :, :40] *= 30
+    exact, low = (
+        outputs_and_gradients(lambda x: normed(x, None, None, None, kind="layer"), [t], grad_out)
+        for t in (x.double(), x)
     )
+    results = outputs_and_gradients(lambda x: vk.adaln_norm(x, kind="layer"), [x], grad_out)
+    for result, e, l in zip(results, exact, low, strict=True):
+        assert_close(result, e, l)
 
 
 def test_gradcheck():
@@ -244,10 +262,17 @@ def test_errors_name_what_was_expected():
         (ValueError, r"expected scale \(8,\) or \(2, frames, 8\)", lambda: vk.adaln_norm(x, torch.ones(2, 4, 8))),
         (ValueError, "expected shift", lambda: vk.adaln_norm(x, None, torch.ones(3, 1, 8))),
         (ValueError, r"expected weight \(8,\)", lambda: vk.adaln_norm(x, weight=torch.ones(7))),
+        (TypeError, "expected weight of one of", lambda: vk.adaln_norm(x, weight=torch.ones(8, dtype=torch.int32))),
+        (ValueError, "expected a finite eps >= 0, got -1e-06", lambda: vk.adaln_norm(x, eps=-1e-6)),
+        (ValueError, "expected a finite eps >= 0, got nan", lambda: vk.adaln_norm(x, eps=float("nan"))),
+        (ValueError, "expected a finite eps >= 0, got inf", lambda: vk.adaln_norm(x, eps=float("inf"), out=x)),
         (ValueError, "gated_residual: expected y like x", lambda: vk.gated_residual(x, x[:1], x)),
         (ValueError, "gated_residual: expected gate", lambda: vk.gated_residual(x, x, torch.ones(5))),
         (ValueError, "swiglu: expected up like gate", lambda: vk.swiglu(x, x.double())),
     ]
     for error, message, call in cases:
-        with pytest.raises(error, match=message):
-            call()
+        for grad in (True, False):  # by Python's checks, and by those of C++
+            with torch.set_grad_enabled(grad), pytest.raises(error, match=message):
+                call()
+    with pytest.raises(RuntimeError, match="eps is negative or not finite"):
+        torch.ops.videoar_kernels.adaln_norm(x, None, None, None, -1.0, False)
