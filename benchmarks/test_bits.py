@@ -72,12 +72,13 @@ def quantize(full: bool):
 def pack(full: bool):
     for shape, tokens in TOKENS.items():
         ones = torch.rand(tokens, DIM) < 0.5
+        out = vk.pack_bits(ones)
         graph = compiled(eager_pack)
         yield Case(
             op="pack_bits",
-            shape=shape,
+            shape=f"{shape}, to out",
             dtype=torch.uint8,
-            ours=lambda ones=ones: vk.pack_bits(ones),
+            ours=lambda ones=ones, out=out: vk.pack_bits(ones, out=out),
             verify=against(lambda ones=ones: [vk.pack_bits(ones)], lambda ones=ones: [eager_pack(ones)]),
             peers={"eager": lambda ones=ones: eager_pack(ones), "torch.compile": lambda o=ones, graph=graph: graph(o)},
             bytes=ones.nbytes * 9 / 8,
@@ -86,9 +87,35 @@ def pack(full: bool):
         )
 
 
-def eager_flip(bits, p):
+def eager_unpack(bits):
     shifts = torch.arange(8, dtype=torch.uint8)
-    ones = (bits.unsqueeze(-1) >> shifts & 1).flatten(-2).bool()
+    return (bits.unsqueeze(-1) >> shifts & 1).flatten(-2).bool()
+
+
+@cases("unpack_bits")
+def unpack(full: bool):
+    for shape, tokens in TOKENS.items():
+        bits = torch.randint(0, 256, (tokens, DIM // 8), dtype=torch.uint8)
+        out = vk.unpack_bits(bits)
+        graph = compiled(eager_unpack)
+        yield Case(
+            op="unpack_bits",
+            shape=f"{shape}, to out",
+            dtype=torch.uint8,
+            ours=lambda bits=bits, out=out: vk.unpack_bits(bits, out=out),
+            verify=against(lambda bits=bits: [vk.unpack_bits(bits)], lambda bits=bits: [eager_unpack(bits)]),
+            peers={
+                "eager": lambda bits=bits: eager_unpack(bits),
+                "torch.compile": lambda bits=bits, graph=graph: graph(bits),
+            },
+            bytes=out.nbytes * 9 / 8,
+            limit="copy same size",
+            bars={"limit": 0.6, "eager": 4.0, "torch.compile": 1.0},
+        )
+
+
+def eager_flip(bits, p):
+    ones = eager_unpack(bits)
     return eager_pack(ones ^ (torch.rand(ones.shape) < p))
 
 

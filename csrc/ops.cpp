@@ -72,12 +72,15 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def("bsq_quantize(Tensor x) -> (Tensor, Tensor)");
   m.def("bsq_quantize_out(Tensor x, Tensor(a!) bits, Tensor(b!) code) -> ()");
   m.def("pack_bits(Tensor ones) -> Tensor");
+  m.def("pack_bits_out(Tensor ones, Tensor(a!) bits) -> ()");
   m.def("unpack_bits(Tensor bits, SymInt dim) -> Tensor");
-  m.def("bits_to_code(Tensor bits, SymInt dim, ScalarType dtype) -> Tensor");
+  m.def("unpack_bits_out(Tensor bits, Tensor(a!) ones) -> ()");
+  // dtype counts as in DType: the dispatcher takes a microsecond to hand over a ScalarType
+  m.def("bits_to_code(Tensor bits, SymInt dim, int dtype) -> Tensor");
   m.def("bits_to_code_out(Tensor bits, Tensor(a!) code) -> ()");
-  m.def("flip_bits(Tensor bits, float p, Tensor? token_p, SymInt dim, SymInt seed, SymInt offset) -> Tensor");
+  m.def("flip_bits(Tensor bits, float p, Tensor? token_p, SymInt? dim, SymInt seed, SymInt offset) -> Tensor");
   m.def(
-      "flip_bits_out(Tensor bits, float p, Tensor? token_p, SymInt dim, SymInt seed, SymInt offset, Tensor(a!) out) "
+      "flip_bits_out(Tensor bits, float p, Tensor? token_p, SymInt? dim, SymInt seed, SymInt offset, Tensor(a!) out) "
       "-> ()");
   m.def(
       "sample_bits(Tensor logits, Tensor? uncond, float guidance, Tensor? token_guidance, float temperature, "

@@ -33,6 +33,12 @@ def check_packed(name: str, bits: Tensor, dim: int | None) -> int:
     return dim
 
 
+def bits_a_token(name: str, bits: Tensor) -> int:
+    """Return the number of bits a token where all bytes are whole."""
+    shape = bits.shape
+    return 8 * shape[-1] if shape else check_packed(name, bits, None)
+
+
 def signed64(name: str, argument: str, value: int) -> int:
     """Return a 64-bit number as the signed integer that operators take; raise ValueError where it has more bits."""
     if 0 <= value < 2**63:

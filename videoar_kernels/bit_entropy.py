@@ -16,6 +16,9 @@ from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run
 from videoar_kernels.reference.bits import BitLoss
 
+# Looking an overload up takes 0.2 us.
+_BIT_CROSS_ENTROPY = ops.bit_cross_entropy.default
+
 
 def bit_cross_entropy(
     logits: Tensor,
@@ -41,25 +44,54 @@ def bit_cross_entropy(
         (logit > 0) == bit. NaN where there are no tokens. `loss` and `per_scale` are differentiable. Rows are summed
         in float64 in one order, so the thread count changes nothing.
     Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
+        TypeError, ValueError: dtypes or shapes do not fit; scale_ids are not integers in [0, num_scales) (their values
+            are looked at on the CPU only: elsewhere that would wait for the device).
     Source: Infinity, Sec. 3.2. Saved for backward: logits, bits and the weights.
     """
 
-    def check() -> None:
-        _check(logits, bits, dim)
-
+    ids = None
     if not (weight is None and scale_ids is None and dim is None):
-        check()
+        _check(logits, bits, dim, num_scales)
         if weight is not None:
             weight = per_token("bit_cross_entropy", "weight", weight, logits.shape[:-1], torch.float64)
         if scale_ids is not None:
-            scale_ids = per_token("bit_cross_entropy", "scale_ids", scale_ids, logits.shape[:-1], torch.int32)
-    results = run(ops.bit_cross_entropy.default, check, logits, bits, weight, scale_ids, num_scales)
-    return BitLoss(results[0], results[1], results[2], results[3])
+            ids = _token_ids(scale_ids, logits.shape[:-1], num_scales)
+
+    def check() -> None:
+        _check(logits, bits, dim, num_scales)
+        _check_ids(scale_ids, num_scales)
+
+    loss, per_scale, accuracy, per_scale_accuracy, _ = run(
+        _BIT_CROSS_ENTROPY, check, logits, bits, weight, ids, num_scales
+    )
+    return BitLoss(loss, per_scale, accuracy, per_scale_accuracy)
 
 
-def _check(logits: Tensor, bits: Tensor, dim: int | None) -> None:
+def _token_ids(scale_ids: Tensor, tokens: torch.Size, num_scales: int) -> Tensor:
+    """Return an int32 id per token; one out of range stays so."""
+    if scale_ids.dtype.is_floating_point or scale_ids.dtype.is_complex or scale_ids.dtype == torch.bool:
+        raise TypeError(f"bit_cross_entropy: expected scale_ids of an integer dtype, got {scale_ids.dtype}")
+    if scale_ids.dtype != torch.int32:
+        scale_ids = scale_ids.long().clamp(-1, num_scales)
+    return per_token("bit_cross_entropy", "scale_ids", scale_ids, tokens, torch.int32)
+
+
+def _check_ids(scale_ids: Tensor | None, num_scales: int) -> None:
+    if scale_ids is not None and scale_ids.is_cpu and not torch.compiler.is_compiling():
+        outside = scale_ids[(scale_ids < 0) | (scale_ids >= num_scales)]
+        if outside.numel():
+            raise ValueError(
+                f"bit_cross_entropy: expected scale_ids in [0, num_scales) = [0, {num_scales}), "
+                f"got {outside.flatten()[0].item()}"
+            )
+
+
+def _check(logits: Tensor, bits: Tensor, dim: int | None, num_scales: int) -> None:
     check_float("bit_cross_entropy", "logits", logits)
+    if not isinstance(num_scales, (int, torch.SymInt)):
+        raise TypeError(f"bit_cross_entropy: expected num_scales to be an int, got {num_scales!r}")
+    if not 1 <= num_scales < 2**31:
+        raise ValueError(f"bit_cross_entropy: expected num_scales in [1, 2**31), got {num_scales}")
     if dim is not None and dim != logits.shape[-1]:
         raise ValueError(f"bit_cross_entropy: expected dim {logits.shape[-1]}, got {dim}")
     check_packed("bit_cross_entropy", bits, logits.shape[-1])

@@ -54,13 +54,25 @@ void bsq_quantize_out(const Tensor& x, const Tensor& bits, const Tensor& code) {
   quantize_into(in, bits, code);
 }
 
+void check_ones(const Tensor& ones) {
+  const ScalarType dtype = ones.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Byte || dtype == ScalarType::Bool, "pack_bits: expected bool or uint8");
+}
+
 Tensor pack_bits(const Tensor& ones) {
   const Rows in(ones);
-  STD_TORCH_CHECK(ones.scalar_type() == ScalarType::Byte || ones.scalar_type() == ScalarType::Bool,
-                  "pack_bits: expected bool or uint8");
+  check_ones(ones);
   Tensor bits = empty_dense(ones, with_last(ones, (in.width + 7) / 8), ScalarType::Byte);
   bits_kernels().pack({bytes_of(in), mutable_bytes(bits), in.rows, in.width, in.stride});
   return bits;
+}
+
+void pack_bits_out(const Tensor& ones, const Tensor& bits) {
+  const Rows in(ones);
+  check_ones(ones);
+  check_dense_out(bits, ones, (in.width + 7) / 8, ScalarType::Byte, "pack_bits: expected dense uint8 out");
+  check_apart(bits, ones, true, "pack_bits: out overlaps bits");
+  bits_kernels().pack({bytes_of(in), mutable_bytes(bits), in.rows, in.width, in.stride});
 }
 
 Tensor unpack_bits(const Tensor& bits, int64_t dim) {
@@ -71,11 +83,23 @@ Tensor unpack_bits(const Tensor& bits, int64_t dim) {
   return ones;
 }
 
-Tensor bits_to_code(const Tensor& bits, int64_t dim, ScalarType dtype) {
+void unpack_bits_out(const Tensor& bits, const Tensor& ones) {
+  const Rows in(bits);
+  STD_TORCH_CHECK(ones.dim() >= 1, "unpack_bits: expected an out of at least one dimension");
+  const int64_t dim = ones.size(ones.dim() - 1);
+  check_packed(in, dim, "unpack_bits: expected ceil(dim / 8) bytes a token");
+  check_dense_out(ones, bits, dim, ScalarType::Bool, "unpack_bits: expected dense bool out");
+  check_apart(ones, bits, false, "unpack_bits: out overlaps bits");
+  bits_kernels().unpack({bytes_of(in), mutable_bytes(ones), in.rows, dim, in.stride});
+}
+
+Tensor bits_to_code(const Tensor& bits, int64_t dim, int64_t dtype) {
+  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
   const Rows in(bits);
   check_packed(in, dim, "bits_to_code: expected ceil(dim / 8) bytes a token");
-  Tensor code = empty_dense(bits, with_last(bits, dim), dtype);
-  bits_kernels().code({bytes_of(in), code.mutable_data_ptr(), in.rows, dim, in.stride, dtype_of(code)});
+  STD_TORCH_CHECK(dtype >= 0 && dtype < 4, "bits_to_code: expected a floating dtype");
+  Tensor code = empty_dense(bits, with_last(bits, dim), kTypes[dtype]);
+  bits_kernels().code({bytes_of(in), code.mutable_data_ptr(), in.rows, dim, in.stride, DType(int(dtype))});
   return code;
 }
 
@@ -89,8 +113,9 @@ void bits_to_code_out(const Tensor& bits, const Tensor& code) {
   bits_kernels().code({bytes_of(in), code.mutable_data_ptr(), in.rows, dim, in.stride, dtype_of(code)});
 }
 
-void flip_into(const Rows& in, double p, std::optional<Tensor>& token_p, int64_t dim, int64_t seed, int64_t offset,
-               const Tensor& out) {
+void flip_into(const Rows& in, double p, std::optional<Tensor>& token_p, std::optional<int64_t> some_dim, int64_t seed,
+               int64_t offset, const Tensor& out) {
+  const int64_t dim = some_dim.has_value() ? *some_dim : 8 * in.width;
   check_packed(in, dim, "flip_bits: expected ceil(dim / 8) bytes a token");
   const double* row_p = row_values(token_p, in.rows, "flip_bits: expected one float64 p per token");
   bool valid = p >= 0 && p <= 1;
@@ -100,7 +125,7 @@ void flip_into(const Rows& in, double p, std::optional<Tensor>& token_p, int64_t
       {bytes_of(in), mutable_bytes(out), row_p, p, in.rows, dim, in.stride, uint64_t(seed), uint64_t(offset)});
 }
 
-Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, int64_t dim, int64_t seed,
+Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, std::optional<int64_t> dim, int64_t seed,
                  int64_t offset) {
   const Rows in(bits);
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte, "flip_bits: expected uint8 bits");
@@ -109,8 +134,8 @@ Tensor flip_bits(const Tensor& bits, double p, std::optional<Tensor> token_p, in
   return out;
 }
 
-void flip_bits_out(const Tensor& bits, double p, std::optional<Tensor> token_p, int64_t dim, int64_t seed,
-                   int64_t offset, const Tensor& out) {
+void flip_bits_out(const Tensor& bits, double p, std::optional<Tensor> token_p, std::optional<int64_t> dim,
+                   int64_t seed, int64_t offset, const Tensor& out) {
   const Rows in(bits);
   check_dense_out(out, bits, in.width, ScalarType::Byte, "flip_bits: expected dense uint8 out like bits");
   check_apart(out, bits, true, "flip_bits: out overlaps bits");
@@ -211,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bit_cross_entropy(const Tenso
                                                                      int64_t num_scales) {
   const Rows in(logits), target(bits);
   check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
-  STD_TORCH_CHECK(same_tokens(logits, bits) && num_scales >= 0, "bit_cross_entropy: expected as many bits as logits");
+  STD_TORCH_CHECK(same_tokens(logits, bits) && num_scales >= 1, "bit_cross_entropy: expected as many bits as logits");
   const double* weights = row_values(weight, in.rows, "bit_cross_entropy: expected one float64 weight per token");
   const int32_t* ids = row_ids(scale_ids, in.rows);
   const int64_t chunks = entropy_chunks(in.rows);
@@ -281,7 +306,9 @@ STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("bsq_quantize", TORCH_BOX(&bsq_quantize));
   m.impl("bsq_quantize_out", TORCH_BOX(&bsq_quantize_out));
   m.impl("pack_bits", TORCH_BOX(&pack_bits));
+  m.impl("pack_bits_out", TORCH_BOX(&pack_bits_out));
   m.impl("unpack_bits", TORCH_BOX(&unpack_bits));
+  m.impl("unpack_bits_out", TORCH_BOX(&unpack_bits_out));
   m.impl("bits_to_code", TORCH_BOX(&bits_to_code));
   m.impl("bits_to_code_out", TORCH_BOX(&bits_to_code_out));
   m.impl("flip_bits", TORCH_BOX(&flip_bits));

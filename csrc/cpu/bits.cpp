@@ -5,6 +5,7 @@
 #include "bit_sample.h"
 #include "parallel.h"
 #include "philox_fill.h"
+#include "stream.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
@@ -41,10 +42,18 @@ template <class T>
 void quantize(const QuantizeParams& p) {
   const Lane<T> minus = minus_code<T>(p.dim);
   const int64_t bytes = packed_bytes(p.dim);
+  // In place, the cache holds what is overwritten.
+  const bool streams = p.code != p.x && outgrows_cache(p.rows * p.dim * int64_t(sizeof(T)));
   parallel_ranges(p.rows, p.rows * p.dim * 2 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
     const int64_t step = rows_at_once(end - begin, p.dim, p.stride == p.dim);
+    StreamWriter<T> writer(streams);
     for (int64_t row = begin; row < end; row += step) {
-      quantize_run((const T*)p.x + row * p.stride, step * p.dim, p.bits + row * bytes, (T*)p.code + row * p.dim, minus);
+      const T* x = (const T*)p.x + row * p.stride;
+      T* code = (T*)p.code + row * p.dim;
+      each_piece<T>(step * p.dim, [&](int64_t i, int64_t n) {
+        quantize_run(x + i, n, p.bits + row * bytes + i / 8, writer.at(code + i), minus);
+        writer.done(code + i, n);
+      });
     }
   });
 }
@@ -81,10 +90,17 @@ void unpack_run(const uint8_t* bits, int64_t n, uint8_t* ones) {
 
 void unpack(const UnpackParams& p) {
   const int64_t bytes = packed_bytes(p.dim);
+  const bool streams = outgrows_cache(p.rows * p.dim);
   parallel_ranges(p.rows, p.rows * p.dim, [&](int64_t begin, int64_t end) {
     const int64_t step = rows_at_once(end - begin, p.dim, p.stride == bytes);
+    StreamWriter<uint8_t> writer(streams);
     for (int64_t row = begin; row < end; row += step) {
-      unpack_run(p.bits + row * p.stride, step * p.dim, p.ones + row * p.dim);
+      const uint8_t* bits = p.bits + row * p.stride;
+      uint8_t* ones = p.ones + row * p.dim;
+      each_piece<uint8_t>(step * p.dim, [&](int64_t i, int64_t n) {
+        unpack_run(bits + i / 8, n, writer.at(ones + i));
+        writer.done(ones + i, n);
+      });
     }
   });
 }
@@ -103,10 +119,17 @@ template <class T>
 void code(const CodeParams& p) {
   const Lane<T> minus = minus_code<T>(p.dim);
   const int64_t bytes = packed_bytes(p.dim);
+  const bool streams = outgrows_cache(p.rows * p.dim * int64_t(sizeof(T)));
   parallel_ranges(p.rows, p.rows * p.dim * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
     const int64_t step = rows_at_once(end - begin, p.dim, p.stride == bytes);
+    StreamWriter<T> writer(streams);
     for (int64_t row = begin; row < end; row += step) {
-      code_run(p.bits + row * p.stride, step * p.dim, (T*)p.code + row * p.dim, minus);
+      const uint8_t* bits = p.bits + row * p.stride;
+      T* code = (T*)p.code + row * p.dim;
+      each_piece<T>(step * p.dim, [&](int64_t i, int64_t n) {
+        code_run(bits + i / 8, n, writer.at(code + i), minus);
+        writer.done(code + i, n);
+      });
     }
   });
 }

@@ -101,6 +101,20 @@ def test_all_64_bits_of_seed_and_offset_count(isa, seed, offset):
     assert torch.equal(K.flip_bits(packed, 0.5, seed=seed, offset=offset), numpy_pack(expected))
 
 
+@pytest.mark.parametrize("dim", [48, 45])
+def test_outputs_that_outgrow_the_cache(dim):
+    """They are written past the cache, short ones are not."""
+    times = (80 << 20) // dim // 1000
+    x = torch.randn(1000, dim).bfloat16()
+    small = K.bsq_quantize(x)
+    large = K.bsq_quantize(x.repeat(times, 1))
+    assert torch.equal(large.code.view(times, 1000, dim), small.code.expand(times, 1000, dim))
+    assert torch.equal(large.bits.view(times, 1000, -1), small.bits.expand(times, 1000, -1))
+    ones = K.unpack_bits(large.bits, dim)
+    assert torch.equal(ones.view(times, 1000, dim), (x > 0).expand(times, 1000, dim))
+    assert torch.equal(K.bits_to_code(large.bits, dim, torch.bfloat16), large.code)
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 9), (2, 0, 9), (1, 1, 1), (3, 0)])
 def test_empty_and_tiny_sizes(isa, shape):
     x = torch.randn(shape)

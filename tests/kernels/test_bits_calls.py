@@ -29,6 +29,9 @@ def test_outputs_may_be_handed_in(isa, dim):
     assert torch.equal(bits, sampled.bits) and torch.equal(code, sampled.code)
     flipped = K.flip_bits(sampled.bits, 0.4, seed=8, dim=dim)
     assert K.flip_bits(sampled.bits, 0.4, seed=8, dim=dim, out=bits) is bits and torch.equal(bits, flipped)
+    ones = torch.ones(3, 11, dim, dtype=torch.bool)
+    assert K.unpack_bits(flipped, dim, out=ones) is ones and torch.equal(ones, K.unpack_bits(flipped, dim))
+    assert K.pack_bits(ones, out=bits.fill_(255)) is bits and torch.equal(bits, flipped)
 
 
 @pytest.mark.parametrize("dim", [7, 48])
@@ -64,6 +67,22 @@ def test_outputs_that_do_not_fit_are_refused(grad):
             K.bsq_quantize(x, out=(code.view(torch.uint8).view(-1)[:8].view(4, 2), code))
         with pytest.raises(ValueError, match="flip_bits: expected out of shape"):
             K.flip_bits(bits, 0.5, seed=0, out=bits[:, :1])
+        ones = torch.empty(4, 16, dtype=torch.bool)
+        for wrong in (ones[:2], ones[:, :15], torch.empty(4, 17, dtype=torch.bool)[:, :16]):
+            with pytest.raises(ValueError, match=r"unpack_bits: expected out of shape \(4, 16\), dense"):
+                K.unpack_bits(bits, out=wrong)
+        with pytest.raises(TypeError, match=r"unpack_bits: expected out of torch\.bool"):
+            K.unpack_bits(bits, out=ones.to(torch.uint8))
+        shared = torch.empty(64, dtype=torch.uint8)
+        with pytest.raises(ValueError, match="unpack_bits: expected out to be an input or to share no memory"):
+            K.unpack_bits(shared[:8].view(4, 2), out=shared.view(torch.bool).view(4, 16))
+        for wrong in (bits[:2], torch.empty(4, 3, dtype=torch.uint8)[:, :2]):
+            with pytest.raises(ValueError, match=r"pack_bits: expected out of shape \(4, 2\), dense"):
+                K.pack_bits(ones, out=wrong)
+        with pytest.raises(TypeError, match=r"pack_bits: expected out of torch\.uint8"):
+            K.pack_bits(ones, out=bits.to(torch.int8))
+        with pytest.raises(ValueError, match="pack_bits: expected out to be an input or to share no memory"):
+            K.pack_bits(ones, out=ones.view(torch.uint8).view(-1)[8:16].view(4, 2))
     with pytest.raises(ValueError, match="where a gradient is wanted"):
         K.bsq_quantize(x.requires_grad_(), out=(bits, code))
 
@@ -118,6 +137,7 @@ def test_scalars_are_refused(grad):
         (lambda: K.unpack_bits(PACKED, 17), ValueError, r"unpack_bits: expected bits of shape \(..., 3\) for dim 17"),
         (lambda: K.unpack_bits(PACKED.int()), TypeError, "unpack_bits: expected bits of torch.uint8, got torch.int32"),
         (lambda: K.bits_to_code(PACKED, 8), ValueError, r"bits_to_code: expected bits of shape \(..., 1\)"),
+        (lambda: K.bits_to_code(PACKED, dtype=torch.int32), TypeError, "bits_to_code: expected dtype of float32"),
         (
             lambda: K.flip_bits(PACKED, torch.rand(3), seed=0),
             ValueError,
@@ -157,14 +177,33 @@ def test_scalars_are_refused(grad):
         ),
     ],
 )
-def test_errors_name_what_was_expected(call, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize("grad", [True, False])
+def test_errors_name_what_was_expected(call, error, message, grad):
+    with torch.set_grad_enabled(grad), pytest.raises(error, match=message):
         call()
 
 
-def test_scale_ids_out_of_range_are_an_error():
-    with pytest.raises(RuntimeError, match="scale_ids"):
-        K.bit_cross_entropy(LOGITS, PACKED, scale_ids=torch.tensor([0, 1, 2]), num_scales=2)
+@pytest.mark.parametrize("grad", [True, False])
+def test_scales_that_do_not_exist_are_refused(grad):
+    def entropy(ids, num_scales, dtype=torch.int64):
+        ids = torch.tensor(ids, dtype=dtype)
+        return K.bit_cross_entropy(LOGITS.clone().requires_grad_(grad), PACKED, scale_ids=ids, num_scales=num_scales)
+
+    with torch.set_grad_enabled(grad):
+        for wrong in (2, -1, 2**32, -(2**32)):
+            with pytest.raises(ValueError, match=rf"expected scale_ids in .* = \[0, 2\), got {wrong}$"):
+                entropy([0, 1, wrong], 2)
+        with pytest.raises(ValueError, match=r"expected scale_ids in .*, got 2$"):
+            entropy([0, 1, 2], 2, torch.int32)
+        for dtype in (torch.float32, torch.bool):
+            with pytest.raises(TypeError, match=rf"expected scale_ids of an integer dtype, got {dtype}"):
+                entropy([0, 1, 1], 2, dtype)
+        for wrong in (0, -1, 2**31):
+            with pytest.raises(ValueError, match=rf"expected num_scales in \[1, 2\*\*31\), got {wrong}"):
+                K.bit_cross_entropy(LOGITS, PACKED, num_scales=wrong)
+        with pytest.raises(TypeError, match=r"expected num_scales to be an int, got 1\.5"):
+            K.bit_cross_entropy(LOGITS, PACKED, num_scales=1.5)
+        assert entropy([0, 1, 1], 2, torch.uint8).per_scale.shape == (2,)
 
 
 def op_samples():
@@ -177,7 +216,9 @@ def op_samples():
         (ops.bsq_quantize_out, (x, packed.clone(), x.clone())),
         (ops.pack_bits, (x > 0,)),
         (ops.unpack_bits, (packed, 9)),
-        (ops.bits_to_code, (packed, 9, torch.bfloat16)),
+        (ops.pack_bits_out, (x > 0, packed.clone())),
+        (ops.unpack_bits_out, (packed, x > 0)),
+        (ops.bits_to_code, (packed, 9, 2)),
         (ops.flip_bits, (packed, 0.3, None, 9, 5, 0)),
         (ops.flip_bits, (packed, 0.0, token, 9, 5, 0)),
         (ops.bits_to_code_out, (packed, x.clone())),
