@@ -25,33 +25,6 @@ int64_t bytes_of(const RopeSizes& size) {
   return size.batch * size.heads * size.length * size.dim * int64_t(sizeof(T));
 }
 
-template <class T, bool kInterleaved>
-void rope_items(const RopeParams& p, int64_t begin, int64_t end) {
-  using A = Accumulator<T>;
-  const BlockAngles<A> angles(p.table, p.size.dim, kInterleaved && !kInPairs<T, kInterleaved>, p.size.length);
-  StreamWriter<T> writer(streams<T>(p));
-  each_head_block(begin, end, p.size, [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
-    angles.fill(sample, first, tokens);
-    const T* x0 = (const T*)p.x + sample * p.x_stride.batch + head * p.x_stride.head + first * p.x_stride.token;
-    T* out0 = (T*)p.out + sample * p.out_stride.batch + head * p.out_stride.head + first * p.out_stride.token;
-    each_row(last - head, tokens, p.x_stride, [&](int64_t h, int64_t t) {
-      prefetch_ahead(x0, h, t, last - head, tokens, p.size.dim, p.x_stride);
-      T* out = out0 + h * p.out_stride.head + t * p.out_stride.token;
-      rotate_row<T, kInterleaved>(angles.cosines(t), angles.sines(t), p.size.dim,
-                                  x0 + h * p.x_stride.head + t * p.x_stride.token, writer.at(out), Unscaled{});
-      writer.done(out, p.size.dim);
-    });
-  });
-}
-
-template <class T>
-void rope(const RopeParams& p) {
-  const int64_t items = rope_blocks(p.size.batch, p.size.length) * p.size.heads;
-  parallel_ranges(items, 2 * bytes_of<T>(p.size), [&](int64_t begin, int64_t end) {
-    p.interleaved ? rope_items<T, true>(p, begin, end) : rope_items<T, false>(p, begin, end);
-  });
-}
-
 // The weights of every head as RowScale reads them.
 template <class T, bool kInterleaved>
 class HeadWeights {
@@ -59,94 +32,122 @@ class HeadWeights {
 
  public:
   HeadWeights(const A* weight, int64_t heads, int64_t dim)
-      : weight_(weight),
-        odd_(padded<A>(dim / 2)),
-        row_(dim),
-        buffer_(kInPairs<T, kInterleaved> ? heads * 2 * odd_ : 0) {
-    if constexpr (kInPairs<T, kInterleaved>) {
-      std::memset(buffer_.data(), 0, size_t(heads * 2 * odd_) * sizeof(A));
+      : weight_(weight), part_(words_part<kInterleaved>(dim)), row_(dim), buffer_(kInWords<T> ? heads * 2 * part_ : 0) {
+    if constexpr (kInWords<T>) {
+      const int64_t half = dim / 2;
+      std::memset(buffer_.data(), 0, size_t(heads * 2 * part_) * sizeof(A));
       for (int64_t h = 0; h < heads; ++h) {
-        A* even = buffer_.data() + h * 2 * odd_;
-        for (int64_t i = 0; i < dim / 2; ++i) {
-          even[i] = plain(weight[h * dim + 2 * i]);
-          even[odd_ + i] = plain(weight[h * dim + 2 * i + 1]);
+        A* out = buffer_.data() + h * 2 * part_;
+        for (int64_t i = 0; i < half; ++i) {
+          out[i] = plain(weight[h * dim + (kInterleaved ? 2 * i : i)]);
+          out[part_ + i] = plain(weight[h * dim + (kInterleaved ? 2 * i + 1 : half + i)]);
         }
+        if constexpr (!kInterleaved) videoar::VIDEOAR_ISA::part(out, 2 * part_);
       }
       weight_ = buffer_.data();
-      row_ = 2 * odd_;
+      row_ = 2 * part_;
     }
   }
 
+  const A* row(int64_t head) const { return weight_ + head * row_; }
+
+ private:
   // A NaN without a payload, for store_pairs.
   static A plain(A value) { return value == value ? value : std::numeric_limits<A>::quiet_NaN(); }
 
-  RowScale<A> scale(int64_t head, A rstd) const { return {weight_ + head * row_, rstd, odd_}; }
-
- private:
   const A* weight_;
-  int64_t odd_, row_;
+  int64_t part_, row_;
   Scratch<A> buffer_;
 };
 
-// `begin` and `end` count blocks where a token's heads are normed together, else heads of blocks.
-template <class T, bool kInterleaved>
-void norm_rope_items(const NormRopeParams& p, int64_t begin, int64_t end) {
+// Rows are worked on in groups: the next group is fetched meanwhile, the roots and divisions of a group overlap, and
+// its output leaves in one piece.
+constexpr int64_t kGroup = 16;
+
+template <class A>
+void finish_rstds(A* sums, int64_t rows, int64_t count, double eps) {
+  for (int64_t i = 0; i < rows; ++i) sums[i] = 1 / std::sqrt(sums[i] / A(count) + A(eps));
+}
+
+// `begin` and `end` count blocks where a token's heads are normed together, else heads of blocks. `norm`: null to
+// rotate only.
+template <class T, bool kInterleaved, bool kNormed>
+void rope_items(const RopeParams& p, const NormRopeParams* norm, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  const RopeParams& r = p.rope;
-  const RopeSizes& size = r.size;
-  const int64_t dim = size.dim, per_block = p.full_width ? size.heads : 1;
-  const BlockAngles<A> angles(r.table, dim, kInterleaved && !kInPairs<T, kInterleaved>, size.length);
-  const HeadWeights<T, kInterleaved> weights((const A*)p.weight, p.full_width ? size.heads : 1, dim);
-  StreamWriter<T> writer(streams<T>(r));
-  constexpr int64_t kGroup = 16;
-  A rstds[kRopeTokens];
-  const auto finish = [&](int64_t rows, int64_t count) {
-    for (int64_t i = 0; i < rows; ++i) rstds[i] = 1 / std::sqrt(rstds[i] / A(count) + A(p.eps));
-  };
-  each_head_block(begin * per_block, end * per_block, size,
-                  [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
-                    angles.fill(sample, first, tokens);
-                    const T* x0 = (const T*)r.x + sample * r.x_stride.batch + first * r.x_stride.token;
-                    T* out0 = (T*)r.out + sample * r.out_stride.batch + first * r.out_stride.token;
-                    const auto at = [&](int64_t h, int64_t t) {
-                      return x0 + h * r.x_stride.head + t * r.x_stride.token;
-                    };
-                    const auto row = [&](int64_t h, int64_t t, A rstd) {
-                      T* out = out0 + h * r.out_stride.head + t * r.out_stride.token;
-                      if (!p.full_width) prefetch_ahead(at(head, 0), h - head, t, last - head, tokens, dim, r.x_stride);
-                      rotate_row<T, kInterleaved>(angles.cosines(t), angles.sines(t), dim, at(h, t), writer.at(out),
-                                                  weights.scale(p.full_width ? h : 0, rstd));
-                      writer.done(out, dim);
-                    };
-                    if (p.full_width) {
-                      for (int64_t t = 0; t < tokens; ++t) rstds[t] = 0;
-                      each_row(size.heads, tokens, r.x_stride,
-                               [&](int64_t h, int64_t t) { rstds[t] += sum_of_squares(at(h, t), dim); });
-                      finish(tokens, size.heads * dim);
-                      each_row(size.heads, tokens, r.x_stride, [&](int64_t h, int64_t t) { row(h, t, rstds[t]); });
-                      return;
-                    }
-                    // Some rows' sums before the first rotation, so that the roots and divisions overlap.
-                    if (r.x_stride.head > r.x_stride.token) {
-                      for (int64_t h = head; h < last; ++h) {
-                        for (int64_t from = 0; from < tokens; from += kGroup) {
-                          const int64_t rows = tokens - from < kGroup ? tokens - from : kGroup;
-                          for (int64_t t = 0; t < rows; ++t) rstds[t] = sum_of_squares(at(h, from + t), dim);
-                          finish(rows, dim);
-                          for (int64_t t = 0; t < rows; ++t) row(h, from + t, rstds[t]);
-                        }
-                      }
-                      return;
-                    }
-                    for (int64_t t = 0; t < tokens; ++t) {
-                      for (int64_t from = head; from < last; from += kGroup) {
-                        const int64_t heads = last - from < kGroup ? last - from : kGroup;
-                        for (int64_t h = 0; h < heads; ++h) rstds[h] = sum_of_squares(at(from + h, t), dim);
-                        finish(heads, dim);
-                        for (int64_t h = 0; h < heads; ++h) row(from + h, t, rstds[h]);
-                      }
-                    }
-                  });
+  const RopeSizes& size = p.size;
+  const int64_t dim = size.dim;
+  const bool together = kNormed && norm->full_width;
+  const BlockAngles<A, kParted<T, kInterleaved>> angles(p.table, dim, kSpread<T, kInterleaved>, size.length);
+  const HeadWeights<T, kInterleaved> weights(kNormed ? (const A*)norm->weight : nullptr,
+                                             kNormed ? (together ? size.heads : 1) : 0, dim);
+  StreamWriter<T> writer(streams<T>(p));
+  const int64_t fitting = kPieceBytes / (dim * int64_t(sizeof(T)));
+  const int64_t group = writer.streams() && fitting < kGroup ? fitting : kGroup, per_block = together ? size.heads : 1;
+  A token_rstds[kRopeTokens];
+  each_head_block(
+      begin * per_block, end * per_block, size,
+      [&](int64_t first, int64_t tokens, int64_t sample, int64_t head, int64_t last) {
+        angles.fill(sample, first, tokens);
+        const T* x0 = (const T*)p.x + sample * p.x_stride.batch + head * p.x_stride.head + first * p.x_stride.token;
+        T* out0 = (T*)p.out + sample * p.out_stride.batch + head * p.out_stride.head + first * p.out_stride.token;
+        const BlockOrder order(last - head, tokens, p.x_stride);
+        const int64_t x_step = order.step(p.x_stride), out_step = order.step(p.out_stride);
+        const int64_t angle_step = order.heads_inside ? 0 : 2 * angles.row();
+        if (together) {
+          for (int64_t t = 0; t < tokens; ++t) token_rstds[t] = 0;
+          each_row(size.heads, tokens, p.x_stride, [&](int64_t h, int64_t t) {
+            token_rstds[t] += sum_of_squares(x0 + h * p.x_stride.head + t * p.x_stride.token, dim);
+          });
+          finish_rstds(token_rstds, tokens, size.heads * dim, norm->eps);
+        }
+        for (int64_t o = 0; o < order.outer; ++o) {
+          for (int64_t i = 0, rows; i < order.inner; i += rows) {
+            rows = order.inner - i < group ? order.inner - i : group;
+            const T* x = x0 + order.at(p.x_stride, o, i);
+            T* out = out0 + order.at(p.out_stride, o, i);
+            T* to = writer.at(out);
+            const int64_t to_step = writer.streams() ? dim : out_step;
+            const bool ends = i + rows == order.inner, over = ends && o + 1 == order.outer;
+            const T* next = over ? x : ends ? x0 + order.at(p.x_stride, o + 1, 0) : x + rows * x_step;
+            const A* cosines = angles.cosines(order.heads_inside ? o : i);
+            A group_rstds[kGroup] = {};
+            if (kNormed && !together) {
+              with_constant<T>(dim, [&](auto width) {
+                for (int64_t r = 0; r < rows; ++r) group_rstds[r] = sum_of_squares(x + r * x_step, width);
+              });
+              finish_rstds(group_rstds, kGroup, dim, norm->eps);
+            }
+            const int64_t step = together && order.heads_inside ? 0 : 1;
+            const A* rstds = together ? token_rstds + (order.heads_inside ? o : i) : group_rstds;
+            const A* weight = weights.row(!together ? 0 : order.heads_inside ? i : o);
+            const int64_t weight_step = weights.row(1 - step) - weights.row(0);
+            with_constant<T>(dim, [&](auto width) {
+              for (int64_t r = 0; r < rows; ++r) {
+                prefetch_row(next + r * x_step, width);
+                const A* c = cosines + r * angle_step;
+                const auto turn = [&](const auto& scale) {
+                  rotate_row<T, kInterleaved>(c, c + angles.row(), width, x + r * x_step, to + r * to_step, scale);
+                };
+                if constexpr (kNormed) {
+                  turn(RowScale<A>{weight + r * weight_step, rstds[r * step]});
+                } else {
+                  turn(Unscaled{});
+                }
+              }
+            });
+            if (writer.streams()) writer.send(out, rows, dim, out_step);
+          }
+        }
+      });
+}
+
+template <class T>
+void rope(const RopeParams& p) {
+  const int64_t items = rope_blocks(p.size.batch, p.size.length) * p.size.heads;
+  parallel_ranges(items, 2 * bytes_of<T>(p.size), [&](int64_t begin, int64_t end) {
+    p.interleaved ? rope_items<T, true, false>(p, nullptr, begin, end)
+                  : rope_items<T, false, false>(p, nullptr, begin, end);
+  });
 }
 
 template <class T>
@@ -154,7 +155,8 @@ void norm_rope(const NormRopeParams& p) {
   const RopeSizes& size = p.rope.size;
   const int64_t items = rope_blocks(size.batch, size.length) * (p.full_width ? 1 : size.heads);
   parallel_ranges(items, 2 * bytes_of<T>(size), [&](int64_t begin, int64_t end) {
-    p.rope.interleaved ? norm_rope_items<T, true>(p, begin, end) : norm_rope_items<T, false>(p, begin, end);
+    p.rope.interleaved ? rope_items<T, true, true>(p.rope, &p, begin, end)
+                       : rope_items<T, false, true>(p.rope, &p, begin, end);
   });
 }
 

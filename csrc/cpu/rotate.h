@@ -23,20 +23,44 @@ static inline Vec<A> swap_pairs(Vec<A> v) {
   }
 }
 
-// bfloat16 neighbours are rotated as the two halves of a word, with one cosine for both; other types swap them, which
+// bfloat16 neighbours are taken apart and joined as the two halves of a word, without a shuffle. In interleaved pairs
+// they share a cosine; else the angles are parted as they are. Interleaved elements of other types are swapped, which
 // takes a table with every value twice.
+template <class T>
+constexpr bool kInWords = std::is_same_v<T, bf16>;
 template <class T, bool kInterleaved>
-constexpr bool kInPairs = kInterleaved && std::is_same_v<T, bf16>;
+constexpr bool kSpread = kInterleaved && !kInWords<T>;
+template <class T, bool kInterleaved>
+constexpr bool kParted = !kInterleaved && kInWords<T>;
 
-// Cosines and sines of the tokens of one block, each row padded to whole vectors.
+// Every 2 * kLanes elements of [p, p + n) sorted into those of even and those of odd index, as load_pairs has them.
 template <class A>
+static inline void part(A* p, int64_t n) {
+  constexpr int64_t kN = kLanes<A>;
+  for (int64_t i = 0; i < n; i += 2 * kN) {
+    A sorted[2 * kN];
+    for (int64_t j = 0; j < kN; ++j) sorted[j] = p[i + 2 * j], sorted[kN + j] = p[i + 2 * j + 1];
+    std::memcpy(p + i, sorted, sizeof sorted);
+  }
+}
+
+// Elements between the cosines and the sines of a row of words, and between the weights of even and of odd elements
+// (not interleaved: of the halves).
+template <bool kInterleaved>
+static constexpr int64_t words_part(int64_t dim) {
+  constexpr int64_t kStep = (kInterleaved ? 1 : 2) * kLanes<float>;
+  return (dim / 2 + kStep - 1) / kStep * kStep;
+}
+
+// Cosines and sines of the tokens of one block, each row padded to whole vectors; `kPart`: to twice that, and parted.
+template <class A, bool kPart = false>
 class BlockAngles {
  public:
   // `spread`: the table holds a value for every element, not for every pair. No block has more tokens than `length`.
   BlockAngles(const RopeTableView& table, int64_t dim, bool spread, int64_t length = kRopeTokens)
       : table_(table),
         width_(spread ? dim : dim / 2),
-        row_(padded<A>(width_)),
+        row_(kPart ? words_part<false>(dim) : padded<A>(width_)),
         buffer_((length < kRopeTokens ? length : kRopeTokens) * 2 * row_ + kLanes<A>) {}
 
   void fill(int64_t sample, int64_t first, int64_t count) const {
@@ -47,11 +71,13 @@ class BlockAngles {
       copy(index, 1, cosines + row_);
       // The padding enters sums as 0 * padding, so it must be finite.
       for (int64_t i = width_; i < row_; ++i) cosines[i] = cosines[row_ + i] = 0;
+      if constexpr (kPart) part(cosines, 2 * row_);
     }
   }
 
   const A* cosines(int64_t t) const { return buffer_.data() + t * 2 * row_; }
   const A* sines(int64_t t) const { return cosines(t) + row_; }
+  int64_t row() const { return row_; }
 
  private:
   // Whole vectors, axis after axis: each overwrites what the one before it wrote too far.
@@ -87,52 +113,100 @@ static inline void rotate(const A* cosines, const A* sines, int64_t dim, const G
   }
 }
 
-// The factors of a normed row: weight * rstd, the weights of a row in pairs as those of the even elements, padded to
-// whole vectors, and then those of the odd ones.
+// f(dim), the usual sizes of a head as constants: a row is so short that its loops' overhead counts.
+template <class T, class F>
+static inline void with_constant(int64_t dim, const F& f) {
+  if constexpr (kInWords<T>) {
+    if (dim == 64) return f(std::integral_constant<int64_t, 64>{});
+    if (dim == 128) return f(std::integral_constant<int64_t, 128>{});
+  }
+  f(dim);
+}
+
+// The factors of a normed row: weight * rstd. Words take their weights from two places, of even and of odd elements.
 template <class A>
 struct RowScale {
   const A* weight;
   A rstd;
-  int64_t odd;
 
   Vec<A> operator()(Vec<A> v, int64_t i, int n) const { return v * rstd * load_upto(weight + i, n); }
-  Pairs operator()(Pairs v, int64_t i) const {
-    return {v.even * (rstd * load(weight + i)), v.odd * (rstd * load(weight + odd + i))};
+  Pairs words(Pairs v, int64_t even, int64_t odd) const {
+    return {v.even * (rstd * load(weight + even)), v.odd * (rstd * load(weight + odd))};
   }
 };
 struct Unscaled {
-  template <class A>
-  A operator()(A v, int64_t, int = 0) const {
+  template <class V>
+  V operator()(V v, int64_t, int) const {
     return v;
   }
+  Pairs words(Pairs v, int64_t, int64_t) const { return v; }
 };
+
+template <bool kInterleaved, class Scale>
+[[gnu::always_inline]] static inline void rotate_words(const float* cosines, int64_t dim, const bf16* x, bf16* out,
+                                                       const Scale& scale) {
+  constexpr int64_t kN = kLanes<float>;
+  const int64_t half = dim / 2, part = words_part<kInterleaved>(dim);
+  const float* sines = cosines + part;
+  if constexpr (kInterleaved) {
+    const auto turn = [&](const bf16* from, bf16* to, int64_t i) {
+      const Pairs v = scale.words(load_pairs(from), i, part + i);
+      const Vec<float> c = load(cosines + i), s = load(sines + i);
+      store_pairs(to, {v.even * c - v.odd * s, v.odd * c + v.even * s});
+    };
+    int64_t i = 0;
+    for (; i + kN <= half; i += kN) turn(x + 2 * i, out + 2 * i, i);
+    if (i < half) {
+      bf16 rest[2 * kN] = {};
+      std::memcpy(rest, x + 2 * i, size_t(dim - 2 * i) * sizeof(bf16));
+      turn(rest, rest, i);
+      std::memcpy(out + 2 * i, rest, size_t(dim - 2 * i) * sizeof(bf16));
+    }
+  } else {
+    const auto turn = [&](const bf16* from_a, const bf16* from_b, bf16* to_a, bf16* to_b, int64_t i) {
+      const Pairs a = scale.words(load_pairs(from_a), i, i + kN);
+      const Pairs b = scale.words(load_pairs(from_b), part + i, part + i + kN);
+      const Pairs c = {load(cosines + i), load(cosines + i + kN)}, s = {load(sines + i), load(sines + i + kN)};
+      store_pairs(to_a, {a.even * c.even - b.even * s.even, a.odd * c.odd - b.odd * s.odd});
+      store_pairs(to_b, {b.even * c.even + a.even * s.even, b.odd * c.odd + a.odd * s.odd});
+    };
+    int64_t i = 0;
+    for (; i + 2 * kN <= half; i += 2 * kN) turn(x + i, x + half + i, out + i, out + half + i, i);
+    if (i < half) {
+      const size_t bytes = size_t(half - i) * sizeof(bf16);
+      bf16 rest[2][2 * kN] = {};
+      std::memcpy(rest[0], x + i, bytes), std::memcpy(rest[1], x + half + i, bytes);
+      turn(rest[0], rest[1], rest[0], rest[1], i);
+      std::memcpy(out + i, rest[0], bytes), std::memcpy(out + half + i, rest[1], bytes);
+    }
+  }
+}
 
 // out = R scale(x) for one head; out may be x.
 template <class T, bool kInterleaved, class Scale>
-static inline void rotate_row(const Accumulator<T>* cosines, const Accumulator<T>* sines, int64_t dim, const T* x,
-                              T* out, const Scale& scale) {
-  using A = Accumulator<T>;
-  if constexpr (kInPairs<T, kInterleaved>) {
-    const int64_t half = dim / 2;
-    const auto turned = [&](Pairs v, int64_t i) -> Pairs {
-      v = scale(v, i);
-      const Vec<A> c = load(cosines + i), s = load(sines + i);
-      return {v.even * c - v.odd * s, v.odd * c + v.even * s};
-    };
-    int64_t i = 0;
-    for (; i + kLanes<A> <= half; i += kLanes<A>) store_pairs(out + 2 * i, turned(load_pairs(x + 2 * i), i));
-    if (i < half) {
-      T rest[2 * kLanes<A>] = {};
-      std::memcpy(rest, x + 2 * i, size_t(dim - 2 * i) * sizeof(T));
-      store_pairs(rest, turned(load_pairs(rest), i));
-      std::memcpy(out + 2 * i, rest, size_t(dim - 2 * i) * sizeof(T));
-    }
+[[gnu::always_inline]] static inline void rotate_row(const Accumulator<T>* cosines, const Accumulator<T>* sines,
+                                                     int64_t dim, const T* x, T* out, const Scale& scale) {
+  if constexpr (kInWords<T>) {
+    rotate_words<kInterleaved>(cosines, dim, x, out, scale);
   } else {
-    rotate<A, kInterleaved>(
+    rotate<Accumulator<T>, kInterleaved>(
         cosines, sines, dim, [&](int64_t i, int n) { return scale(load_upto(x + i, n), i, n); },
-        [&](int64_t i, Vec<A> v, int n) { store_upto(out + i, v, n); });
+        [&](int64_t i, Vec<Accumulator<T>> v, int n) { store_upto(out + i, v, n); });
   }
 }
+
+// The rows of a block in the order in which memory is laid out: `inner` of them `step` apart, `outer` times.
+struct BlockOrder {
+  bool heads_inside;
+  int64_t outer, inner;
+
+  BlockOrder(int64_t heads, int64_t tokens, const RopeStrides& x)
+      : heads_inside(x.head <= x.token), outer(heads_inside ? tokens : heads), inner(heads_inside ? heads : tokens) {}
+  int64_t step(const RopeStrides& s) const { return heads_inside ? s.head : s.token; }
+  int64_t at(const RopeStrides& s, int64_t o, int64_t i) const {
+    return o * (heads_inside ? s.token : s.head) + i * step(s);
+  }
+};
 
 // f(block's first token, its tokens, sample) for the blocks [begin, end) of rope_blocks().
 template <class F>
@@ -170,26 +244,13 @@ static inline void each_row(int64_t heads, int64_t tokens, const RopeStrides& st
   }
 }
 
-// Fetches the row that each_row visits `kAhead` rows after (h, t): a block's rows jump from head to head, where the
-// hardware's own prefetching starts anew.
 template <class T>
-static inline void prefetch_ahead(const T* x0, int64_t h, int64_t t, int64_t heads, int64_t tokens, int64_t dim,
-                                  const RopeStrides& stride) {
-  constexpr int64_t kAhead = 16;
-  if (stride.head > stride.token) {
-    t += kAhead;
-    if (t >= tokens) t -= tokens, ++h;
-  } else {
-    h += kAhead;
-    if (h >= heads) h -= heads, ++t;
-  }
-  if (h >= heads || t >= tokens) return;
-  const char* row = (const char*)(x0 + h * stride.head + t * stride.token);
-  for (int64_t i = 0; i < dim * int64_t(sizeof(T)); i += 64) __builtin_prefetch(row + i);
+[[gnu::always_inline]] static inline void prefetch_row(const T* row, int64_t dim) {
+  for (int64_t i = 0; i < dim * int64_t(sizeof(T)); i += 64) __builtin_prefetch((const char*)row + i);
 }
 
 template <class T>
-static inline Accumulator<T> sum_of_squares(const T* x, int64_t n) {
+[[gnu::always_inline]] static inline Accumulator<T> sum_of_squares(const T* x, int64_t n) {
   using A = Accumulator<T>;
   if constexpr (std::is_same_v<T, bf16>) {
     constexpr int64_t kStep = 2 * kLanes<A>;

@@ -281,8 +281,12 @@ static inline Pairs load_pairs(const bf16* p) {
 static inline void store_pairs(bf16* p, Pairs v) {
   const VecU32 even = (VecU32)v.even, odd = (VecU32)v.odd;
   const VecU32 low = (even + (0x7fff + (even >> 16 & 1))) >> 16;
-  const VecU32 high = (odd + (0x7fff + (odd >> 16 & 1))) & 0xffff0000u;
-  const VecU32 words = low | high;
+  const VecU32 high = odd + (0x7fff + (odd >> 16 & 1));
+#if defined(__AVX2__) && !defined(VIDEOAR_WIDE)
+  const VecU32 words = (VecU32)_mm256_blend_epi16((__m256i)low, (__m256i)high, 0xaa);
+#else
+  const VecU32 words = low | (high & 0xffff0000u);
+#endif
   std::memcpy(p, &words, sizeof words);
 }
 

@@ -99,6 +99,14 @@ class StreamWriter {
     if (streams_) stream_copy(out, piece_, count * int64_t(sizeof(T)));
   }
 
+  bool streams() const { return streams_; }
+  // Streams `rows` rows that lie densely in the buffer to rows `step` elements apart.
+  void send(T* out, int64_t rows, int64_t width, int64_t step) const {
+    if (step == width) return stream_copy(out, piece_, rows * width * int64_t(sizeof(T)));
+    for (int64_t r = 0; r < rows; ++r)
+      stream_copy(out + r * step, (const T*)piece_ + r * width, width * int64_t(sizeof(T)));
+  }
+
  private:
   const bool streams_;
   alignas(64) char piece_[kPieceBytes];

@@ -169,7 +169,28 @@ def test_views_and_expanded_inputs(dtype):
         assert torch.equal(vk.rope_3d(x, p), vk.rope_3d(x.contiguous(), p))
         dense = vk.qk_norm_rope(x.contiguous(), x.contiguous(), weight, weight, p)
         assert torch.equal(vk.qk_norm_rope(x, x, weight, weight, p)[0], dense[0])
+        for options in ({"interleaved": False}, {"full_width": True}):
+            wide = torch.randn(4 * 32) if "full_width" in options else weight
+            dense = vk.qk_norm_rope(x.contiguous(), x.contiguous(), wide, wide, p, **options)
+            assert torch.equal(vk.qk_norm_rope(x, x, wide, wide, p, **options)[0], dense[0])
     assert vk.rope_3d(blhd, positions).is_contiguous()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_outputs_that_outgrow_the_cache_hold_the_same(interleaved):
+    length = 67_003
+    positions = positions_for(1, length, True)
+    for packed in (torch.randn(1, length, 3, 2, 64).bfloat16(), torch.randn(1, length, 2, 2, 34)):
+        x, weight = packed[:, :, 1].transpose(1, 2), torch.randn(packed.shape[-1])
+        for out in (torch.empty_like(packed)[:, :, 0].transpose(1, 2), torch.empty_like(x).contiguous()):
+            vk.rope_3d(x, positions, interleaved=interleaved, out=out)
+            for part in (slice(0, 90), slice(length - 90, length)):
+                assert torch.equal(out[:, :, part], vk.rope_3d(x[:, :, part], positions[part], interleaved=interleaved))
+            vk.qk_norm_rope(
+                x, x[:, :1], weight, None, positions, interleaved=interleaved, out=(out, torch.empty_like(x[:, :1]))
+            )
+            few = vk.qk_norm_rope(x[:, :, -90:], x[:, :1, -90:], weight, None, positions[-90:], interleaved=interleaved)
+            assert torch.equal(out[:, :, -90:], few[0])
 
 
 def test_gradients_of_views_and_expanded_gradients():
