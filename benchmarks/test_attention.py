@@ -11,7 +11,7 @@ from limits import emulated
 from registry import Call, Case, cases
 from torch import Tensor
 
-from videoar_kernels import RangeMask, range_attention, reference
+from videoar_kernels import RangeMask, library, range_attention, reference
 
 HEADS = 16
 SCALES = [(1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)]  # paper S, UCF-101
@@ -59,9 +59,10 @@ def seen(mask: RangeMask, query: int) -> Tensor:
 def case(mask: RangeMask, tensors: tuple[Tensor, Tensor, Tensor], bars: dict[str, float], **options) -> Case:
     q, k, v = tensors
     head_dim, dtype = q.shape[-1], q.dtype
+    forced = f", {options['isa']} forced" if "isa" in options else ""
     return Case(
         op="range_attention",
-        shape=f"L {mask.q_len} D {head_dim} density {mask.density:.2f}",
+        shape=f"L {mask.q_len} D {head_dim} density {mask.density:.2f}{forced}",
         dtype=dtype,
         ours=lambda: range_attention(q, k, v, mask),
         verify=verifier(mask, q, k, v),
@@ -93,6 +94,9 @@ def forward(full: bool) -> Iterator[Case]:
                 if frames == 20 and not emulated(torch.bfloat16):
                     bars |= {"SDPA masked": 8, "FlexAttention": 6} if dtype == bf16 else {"FlexAttention": 2.5}
                 yield case(ucf(frames), inputs(ucf(frames), head_dim, dtype), bars)
+    if "avx2" in library.available_isas():  # what older machines get, on this one
+        for head_dim in (64, 128) if full else (64,):
+            yield case(ucf(20), inputs(ucf(20), head_dim, f32), {"limit": 0.9}, isa="avx2")
     if not full:
         return
     for mask in (ucf(20, keep=kept(20, 0.35)), RangeMask.full(2632, 2632)):

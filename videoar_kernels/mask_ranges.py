@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,6 +80,27 @@ def _merge_ranges(ranges: np.ndarray, k_len: int) -> tuple[np.ndarray, np.ndarra
     last = np.append(first[1:], len(begin)) - 1 if len(first) else first
     row, k_start = np.divmod(begin[first], k_len + 1)
     return row, k_start, end[last] - row * (k_len + 1)
+
+
+def of_lists(
+    q_len: int, k_len: int, q_ranges: Sequence[tuple[int, int]], key_ranges: Sequence[Sequence[tuple[int, int]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`canonical`'s rows and ranges of `RangeMask.from_ranges`'s arguments, checked."""
+    if len(q_ranges) != len(key_ranges):
+        raise ValueError(
+            f"RangeMask.from_ranges: expected one list of key ranges for each of the {len(q_ranges)} query "
+            f"ranges, got {len(key_ranges)}"
+        )
+    q_array = np.asarray(q_ranges, np.int64).reshape(-1, 2)
+    counts = [len(ranges) for ranges in key_ranges]
+    k_array = np.array([pair for ranges in key_ranges for pair in ranges], np.int64).reshape(-1, 2)
+    for kind, array, length in (("query", q_array, q_len), ("key", k_array, k_len)):
+        bad = (array[:, 0] < 0) | (array[:, 1] > length) | (array[:, 0] > array[:, 1])
+        if bad.any():
+            got = tuple(array[bad][0].tolist())
+            raise ValueError(f"RangeMask.from_ranges: expected {kind} ranges within (0, {length}), got {got}")
+    rows = np.concatenate([np.zeros((len(q_array), 1), np.int64), q_array], 1)
+    return rows, np.concatenate([np.repeat(np.arange(len(counts)), counts)[:, None], k_array], 1)
 
 
 def runs(visible: np.ndarray) -> np.ndarray:

@@ -155,23 +155,8 @@ class RangeMask:
         Raises:
             ValueError: a range outside the lengths, query ranges that overlap, or lists of different lengths.
         """
-        name = "from_ranges"
-        if len(q_ranges) != len(key_ranges):
-            raise ValueError(
-                f"RangeMask.from_ranges: expected one list of key ranges for each of the {len(q_ranges)} query "
-                f"ranges, got {len(key_ranges)}"
-            )
-        q_array = np.asarray(q_ranges, np.int64).reshape(-1, 2)
-        counts = [len(ranges) for ranges in key_ranges]
-        k_array = np.array([pair for ranges in key_ranges for pair in ranges], np.int64).reshape(-1, 2)
-        for kind, array, length in (("query", q_array, q_len), ("key", k_array, k_len)):
-            bad = (array[:, 0] < 0) | (array[:, 1] > length) | (array[:, 0] > array[:, 1])
-            if bad.any():
-                got = tuple(array[bad][0].tolist())
-                raise ValueError(f"RangeMask.from_ranges: expected {kind} ranges within (0, {length}), got {got}")
-        rows = np.concatenate([np.zeros((len(q_array), 1), np.int64), q_array], 1)
-        ranges = np.concatenate([np.repeat(np.arange(len(counts)), counts)[:, None], k_array], 1)
-        return _canonical(name, q_len, k_len, None, rows, ranges)
+        rows, ranges = mask_ranges.of_lists(q_len, k_len, q_ranges, key_ranges)
+        return _canonical("from_ranges", q_len, k_len, None, rows, ranges)
 
     @staticmethod
     def from_dense(dense: Tensor) -> RangeMask:

@@ -12,7 +12,6 @@ namespace VIDEOAR_ISA {
 namespace {
 
 constexpr int kBlock = 64;       // keys that are scored before they meet their values: all stays in the nearest cache
-constexpr int kMostRows = 32;    // rows that meet a block together
 constexpr int kRowLanes = 6;     // from so many rows on, lanes are rows
 constexpr int64_t kChunk = 512;  // keys of a chunk; merging shorter ones would show
 constexpr int64_t kMostChunks = 32;  // beyond, chunks grow instead
@@ -70,11 +69,12 @@ struct Chunk {
   A scale;
 
   void meet(int64_t first, int rows, const S* k, int64_t k_stride, const S* v, int64_t v_stride, int count) const {
-    const Ahead values(v, v_stride, problem.width), next_keys(k + kBlock * k_stride, k_stride, problem.width);
+    const Ahead values(v, v_stride, problem.width, count);
+    const Ahead next_keys(k + kBlock * k_stride, k_stride, problem.width, count);
     if (rows < kRowLanes) {
       score_few(first, rows, k, k_stride, count, values);
       for (int r = 0; r < rows; ++r) weigh_row(first + r, scores + r * kBlock, count);
-      add(first, rows, kBlock, 1, v, v_stride, count, next_keys);
+      add<kBlock, 1>(first, rows, v, v_stride, count, next_keys);
     } else {
       if constexpr (kDots<S>) {
         score_pairs(first, rows, k, k_stride, count, values);
@@ -85,7 +85,7 @@ struct Chunk {
       if constexpr (kDots<S>) {
         add_pairs(first, rows, v, v_stride, count, next_keys);
       } else {
-        add(first, rows, 1, kMostRows, v, v_stride, count, next_keys);
+        add<1, kMostRows>(first, rows, v, v_stride, count, next_keys);
       }
     }
   }
@@ -240,32 +240,19 @@ struct Chunk {
     for (int64_t d = 0; d < problem.width; d += kN) store(sum + d, load(sum + d) * factor);
   }
 
-  void add(int64_t first, int rows, int weight_row, int weight_key, const S* v, int64_t stride, int count,
-           Ahead next_keys) const {
+  template <int kWeightRow, int kWeightKey>
+  void add(int64_t first, int rows, const S* v, int64_t stride, int count, Ahead next_keys) const {
     const int parts = (rows + kValueRows - 1) / kValueRows;
     for (int part = 0; part < parts; ++part) {
       const int begin = rows * part / parts, n = rows * (part + 1) / parts - begin;
       with_rows(n, [&]<int kRows>() {
-        add_values<S, kRows>(found.sum + (first + begin) * problem.width, problem.width, scores + begin * weight_row,
-                             weight_row, weight_key, v, stride, count, part == 0 ? next_keys : Ahead());
+        add_values<S, kRows, kWeightRow, kWeightKey>(found.sum + (first + begin) * problem.width, problem.width,
+                                                     scores + begin * kWeightRow, v, stride, count,
+                                                     next_keys.share(part, part + 1, parts));
       });
     }
   }
 };
-
-// f(first, rows) for the rows of every run of set bits, at most kMostRows at a time and whole vectors where possible.
-template <class A, class F>
-void for_rows(uint64_t lanes, int64_t group, const F& f) {
-  while (lanes) {
-    const int begin = __builtin_ctzll(lanes);
-    const uint64_t above = ~(lanes >> begin);
-    const int n = above ? __builtin_ctzll(above) : 64;
-    const int64_t rows = n * group, parts = (rows + kMostRows - 1) / kMostRows;
-    const int64_t most = ((rows + parts - 1) / parts + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
-    for (int64_t r = 0; r < rows; r += most) f(begin * group + r, int(rows - r < most ? rows - r : most));
-    lanes = begin + n >= 64 ? 0 : lanes >> (begin + n) << (begin + n);
-  }
-}
 
 template <class T, class S>
 void attend(const AttentionParams& p, const Problem& problem, int64_t b, int64_t kv_head, int64_t chunk,

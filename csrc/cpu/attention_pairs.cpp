@@ -52,15 +52,6 @@ __attribute__((noinline)) bool pack_pair_panels(uint32_t* to, int64_t stride, co
   return reduce_add<float>(sum) + rest == 0;
 }
 
-// A copy with a zero after an odd width, or rows where they lie if that is as good.
-inline void copy_keys(bf16* to, const bf16* rows, int64_t row_stride, int64_t count, int64_t width) {
-  const int64_t stride = 2 * pair_width(width);
-  for (int64_t i = 0; i < count; ++i, to += stride) {
-    std::memcpy(to, rows + i * row_stride, size_t(width) * sizeof(bf16));
-    if (width % 2) to[width] = bf16{0};
-  }
-}
-
 struct PairStore {
   using View = PairHead;
   int64_t keys, width, blocks, row_size, note_size;

@@ -90,6 +90,15 @@ inline void with_pair_vectors(int lanes, const F& f) {
 // Words of a row of `width` elements; an odd width's last word has zero above.
 inline int64_t pair_width(int64_t width) { return (width + 1) / 2; }
 
+// A copy with a zero after an odd width, or rows where they lie if that is as good.
+inline void copy_keys(bf16* to, const bf16* rows, int64_t row_stride, int64_t count, int64_t width) {
+  const int64_t stride = 2 * pair_width(width);
+  for (int64_t i = 0; i < count; ++i, to += stride) {
+    std::memcpy(to, rows + i * row_stride, size_t(width) * sizeof(bf16));
+    if (width % 2) to[width] = bf16{0};
+  }
+}
+
 // Transposes rows into lanes: packed[t][lane] = (rows[lane][2t], rows[lane][2t + 1]), zero in lanes past `count`.
 __attribute__((noinline)) inline void pack_pairs(uint32_t* packed, int lanes, const bf16* rows, int64_t stride,
                                                  int64_t count, int64_t width) {

@@ -29,35 +29,45 @@ inline VectorPair<float> load_pair(const bf16* p) {
   return {(Vec<float>)(both << 16), (Vec<float>)(both & 0xffff0000u)};
 }
 
-// Rows that will be met soon: asked for while there is arithmetic to do, so that it need not wait for them.
+// Rows that will be met soon: asked for while there is arithmetic to do, so that it need not wait for them. Too many at
+// once would wait for one another.
 struct Ahead {
   uintptr_t at = 0;
   int64_t stride = 0;
-  int lines = 0;
+  int rows = 0, lines = 0;
 
   template <class S>
-  Ahead(const S* rows, int64_t stride, int64_t width)
-      : at(uintptr_t(rows)), stride(stride * int64_t(sizeof(S))), lines(int((width * int64_t(sizeof(S)) + 63) / 64)) {}
+  Ahead(const S* first, int64_t stride, int64_t width, int rows)
+      : at(uintptr_t(first)),
+        stride(stride * int64_t(sizeof(S))),
+        rows(rows),
+        lines(int((width * int64_t(sizeof(S)) + 63) / 64)) {}
   Ahead() = default;
   void ask(int row) const {
     for (int i = 0; i < lines; ++i) __builtin_prefetch((const void*)(at + uintptr_t(row * stride + 64 * i)));
   }
+  // Shares [first, last) of n.
+  Ahead share(int first, int last, int n) const {
+    Ahead part = *this;
+    part.at += uintptr_t(rows * first / n * stride);
+    part.rows = rows * last / n - rows * first / n;
+    return part;
+  }
+  // The first `count` rows, which are then no longer ahead.
+  void ask_first(int count) {
+    for (; count > 0 && rows > 0; --count, --rows, at += uintptr_t(stride)) ask(0);
+  }
 };
 
 // Lane i of the result: the sum of x[i].
-template <class A>
+template <class A, int kHalf = kLanes<A> / 2>
 inline Vec<A> sums_of(Vec<A> (&x)[kLanes<A>]) {
-#pragma GCC unroll 4
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
-    Mask<A> lower, upper;
-    for (int j = 0; j < kLanes<A>; ++j) {
-      lower[j] = j & half ? kLanes<A> + j - half : j;
-      upper[j] = j & half ? kLanes<A> + j : j + half;
-    }
 #pragma GCC unroll 16
-    for (int i = 0; i < half; ++i)
-      x[i] = __builtin_shuffle(x[i], x[i + half], lower) + __builtin_shuffle(x[i], x[i + half], upper);
+  for (int i = 0; i < kHalf; ++i) {
+    swap_halves<A, kHalf>(x[i], x[i + kHalf], std::make_index_sequence<kLanes<A>>());
+    x[i] += x[i + kHalf];
   }
+  if constexpr (kHalf > 1) return sums_of<A, kHalf / 2>(x);
   return x[0];
 }
 
@@ -115,45 +125,53 @@ struct ScoreAlongRows {
   }
 };
 
-// sums[r][d...] += sum over keys of weights[r * weight_row + key * weight_key] * v[key][d...].
-template <class S, int kRows, int kPairs>
-inline void add_values_at(Accumulator<S>* sums, int64_t sum_row, const Accumulator<S>* weights, int weight_row,
-                          int weight_key, const S* v, int64_t stride, int count, Ahead ahead) {
+// sums[r][d...] += sum over keys of weights[r * kWeightRow + key * kWeightKey] * v[key][d...].
+template <class S, int kRows, int kPairs, int kWeightRow, int kWeightKey>
+inline void add_values_at(Accumulator<S>* sums, int64_t sum_row, const Accumulator<S>* weights, const S* v,
+                          int64_t stride, int count, Ahead ahead) {
   using A = Accumulator<S>;
+  constexpr int kAtOnce = kRows < 4 ? 1 : 8;  // keys between one asking and the next: few rows leave little time
+  const int asked = (ahead.rows * kAtOnce + count - 1) / count;
   Vec<A> c[kRows][2 * kPairs];
   load_block<A, 2 * kPairs, kRows>(c, sums, sum_row);
-  for (int key = 0; key < count; ++key, v += stride, weights += weight_key) {
-    ahead.ask(key);
-    VectorPair<A> x[kPairs];
+  for (int key = 0; key < count;) {
+    const int end = count - key < kAtOnce ? count : key + kAtOnce;
+    ahead.ask_first(asked);
+    for (; key < end; ++key, v += stride, weights += kWeightKey) {
+      VectorPair<A> x[kPairs];
 #pragma GCC unroll 4
-    for (int j = 0; j < kPairs; ++j) x[j] = load_pair(v + j * kPair<A>);
+      for (int j = 0; j < kPairs; ++j) x[j] = load_pair(v + j * kPair<A>);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec<A> w = splat(weights[r * weight_row]);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<A> w = splat(weights[r * kWeightRow]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kPairs; ++j) {
-        c[r][2 * j] += w * x[j].first;
-        c[r][2 * j + 1] += w * x[j].second;
+        for (int j = 0; j < kPairs; ++j) {
+          c[r][2 * j] += w * x[j].first;
+          c[r][2 * j + 1] += w * x[j].second;
+        }
       }
     }
   }
   store_block<A, 2 * kPairs, kRows>(sums, sum_row, c);
 }
 
-template <class S, int kRows>
+template <class S, int kRows, int kWeightRow, int kWeightKey>
 __attribute__((noinline)) void add_values(Accumulator<S>* sums, int64_t width, const Accumulator<S>* weights,
-                                          int weight_row, int weight_key, const S* v, int64_t stride, int count,
-                                          Ahead ahead) {
+                                          const S* v, int64_t stride, int count, Ahead ahead) {
   using A = Accumulator<S>;
   // Eight accumulators hide the latency of an FMA; more rows leave fewer registers for columns.
   constexpr int kPairs = kRows == 1 ? 4 : kRows <= 3 || kManyRegisters ? 2 : 1;
+  const int steps = int(width / kPair<A>);
   int64_t d = 0;
-  for (; d + kPairs * kPair<A> <= width; d += kPairs * kPair<A>)
-    add_values_at<S, kRows, kPairs>(sums + d, width, weights, weight_row, weight_key, v + d, stride, count,
-                                    d == 0 ? ahead : Ahead());
-  for (; d < width; d += kPair<A>)
-    add_values_at<S, kRows, 1>(sums + d, width, weights, weight_row, weight_key, v + d, stride, count,
-                               d == 0 ? ahead : Ahead());
+  const auto take = [&]<int kTaken>() {
+    const int step = int(d / kPair<A>);
+    add_values_at<S, kRows, kTaken, kWeightRow, kWeightKey>(sums + d, width, weights, v + d, stride, count,
+                                                            ahead.share(step, step + kTaken, steps));
+    d += kTaken * kPair<A>;
+  };
+  while (d + kPairs * kPair<A> <= width) take.template operator()<kPairs>();
+  if constexpr (kPairs > 1)
+    while (d < width) take.template operator()<1>();
 }
 
 // Whether bfloat16 pairs meet in one instruction where lanes are rows.
@@ -228,6 +246,22 @@ inline void with_rows(int rows, const F& f) {
     case 4: return f.template operator()<4>();
     case 5: return f.template operator()<5>();
     default: return f.template operator()<6>();
+  }
+}
+
+constexpr int kMostRows = 32;  // rows that meet a block together
+
+// f(first, rows) for the rows of every run of set bits, at most kMostRows at a time and whole vectors where possible.
+template <class A, class F>
+void for_rows(uint64_t lanes, int64_t group, const F& f) {
+  while (lanes) {
+    const int begin = __builtin_ctzll(lanes);
+    const uint64_t above = ~(lanes >> begin);
+    const int n = above ? __builtin_ctzll(above) : 64;
+    const int64_t rows = n * group, parts = (rows + kMostRows - 1) / kMostRows;
+    const int64_t most = ((rows + parts - 1) / parts + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+    for (int64_t r = 0; r < rows; r += most) f(begin * group + r, int(rows - r < most ? rows - r : most));
+    lanes = begin + n >= 64 ? 0 : lanes >> (begin + n) << (begin + n);
   }
 }
 
