@@ -99,7 +99,6 @@ class StreamWriter {
     if (streams_) stream_copy(out, piece_, count * int64_t(sizeof(T)));
   }
 
-  bool streams() const { return streams_; }
   // Streams `rows` rows that lie densely in the buffer to rows `step` elements apart.
   void send(T* out, int64_t rows, int64_t width, int64_t step) const {
     if (step == width) return stream_copy(out, piece_, rows * width * int64_t(sizeof(T)));
