@@ -56,10 +56,11 @@ def adaln_norm(
     """
     if kind not in ("rms", "layer"):
         raise ValueError(f'adaln_norm: expected kind "rms" or "layer", got {kind!r}')
-    inputs = x, scale, shift, weight, eps, kind == "layer"
+    layer = kind == "layer"
+    inputs = x, scale, shift, weight, eps
     if out is None:
-        return run(_adaln_norm, lambda: _check_adaln(inputs, None), *inputs)
-    run_into(out, _adaln_norm_out, lambda: _check_adaln(inputs, out), *inputs, out)
+        return run(_adaln_norm, lambda: _check_adaln(inputs, None), x, scale, shift, weight, eps, layer)
+    run_into(out, _adaln_norm_out, lambda: _check_adaln(inputs, out), *inputs, layer, out)
     return out
 
 
@@ -82,13 +83,13 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = N
     """
     inputs = x, y, gate
     if out is None:
-        return run(_gated_residual, lambda: _check_gated(inputs, None), *inputs)
+        return run(_gated_residual, lambda: _check_gated(inputs, None), x, y, gate)
     run_into(out, _gated_residual_out, lambda: _check_gated(inputs, out), *inputs, out)
     return out
 
 
 def _check_adaln(inputs: tuple, out: Tensor | None) -> None:
-    x, scale, shift, weight, eps, _ = inputs
+    x, scale, shift, weight, eps = inputs
     _check_tokens("adaln_norm", "x", x)
     _check_modulation("adaln_norm", "scale", x, scale)
     _check_modulation("adaln_norm", "shift", x, shift)
