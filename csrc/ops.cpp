@@ -97,13 +97,24 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
 
   // pyramid; scales are h, w, h, w, ...
   m.def(
-      "pyramid_encode(Tensor z, int[] scales, Tensor? flip_p, SymInt seed, SymInt offset, bool inherit) "
-      "-> (Tensor, Tensor, Tensor)");
+      "pyramid_encode(Tensor z, int[] scales, float flip_p=0., Tensor? flip_table=None, SymInt seed=0, "
+      "SymInt offset=0, bool inherit=True) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pyramid_encode_out(Tensor z, int[] scales, Tensor(a!) labels, Tensor(b!) inputs, Tensor(c!) total, "
+      "float flip_p=0., Tensor? flip_table=None, SymInt seed=0, SymInt offset=0, bool inherit=True) -> ()");
   m.def("pyramid_encode_backward(Tensor grad_total, int[] scales) -> Tensor");
-  m.def("pyramid_decode(Tensor bits, int[] scales, SymInt dim, Tensor? keep, ScalarType dtype) -> Tensor");
+  m.def(
+      "pyramid_decode(Tensor bits, int[] scales, SymInt dim, ScalarType? dtype=None, SymInt? keep=None, "
+      "Tensor? keep_table=None) -> Tensor");
+  m.def(
+      "pyramid_decode_out(Tensor bits, int[] scales, Tensor(a!) total, SymInt? keep=None, Tensor? keep_table=None) "
+      "-> ()");
   m.def("pyramid_resample(Tensor x, int[] scales) -> Tensor");
+  m.def("pyramid_resample_out(Tensor x, int[] scales, Tensor(a!) out) -> ()");
   m.def("pyramid_resample_backward(Tensor grad, int[] scales, SymInt height, SymInt width) -> Tensor");
   m.def("pyramid_step(Tensor total, Tensor bits, int[] scales) -> (Tensor, Tensor)");
+  m.def(
+      "pyramid_step_out(Tensor total, Tensor bits, int[] scales, Tensor(a!) total_out, Tensor(b!)? input=None) -> ()");
 }
 
 namespace {

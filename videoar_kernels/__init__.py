@@ -11,7 +11,8 @@ from videoar_kernels.masks import RangeMask
 from videoar_kernels.norm import adaln_norm, gated_residual
 from videoar_kernels.norm_rope import qk_norm_rope
 from videoar_kernels.positions import multiscale_positions, unit_positions
-from videoar_kernels.pyramid import pyramid_decode, pyramid_encode, pyramid_resample, pyramid_step
+from videoar_kernels.pyramid import pyramid_encode, pyramid_resample
+from videoar_kernels.pyramid_sum import pyramid_decode, pyramid_step
 from videoar_kernels.report import info
 from videoar_kernels.rope import rope_3d, rope_3d_
 

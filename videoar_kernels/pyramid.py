@@ -15,30 +15,19 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bit_checks import check_float, check_packed, check_probability, signed64
+from videoar_kernels.bit_checks import check_probability, signed64
 from videoar_kernels.fallback import register_fallback
-from videoar_kernels.library import ops, register_fake
-from videoar_kernels.reference.pyramid import Pyramid, Scale, Step
-
-
-def _flat(name: str, scales: Sequence[Scale], size: Sequence[int] | None, *, ends_full: bool = False) -> list[int]:
-    """Return scales as h, w, h, w, ...; raise unless they fit planes of `size`."""
-    pairs = [tuple(scale) for scale in scales]
-    if not pairs or any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-        raise ValueError(f"{name}: expected scales as pairs (h, w) of positive integers, got {pairs}")
-    if size is not None:
-        height, width = size
-        if any(h > height or w > width for h, w in pairs):
-            raise ValueError(f"{name}: expected scales within {(height, width)}, got {pairs}")
-        if ends_full and pairs[-1] != (height, width):
-            raise ValueError(f"{name}: expected the last scale to be {(height, width)}, got {pairs[-1]}")
-    return [int(side) for pair in pairs for side in pair]
-
-
-def _check_planes(name: str, argument: str, x: Tensor) -> None:
-    check_float(name, argument, x)
-    if x.ndim != 5 or x.shape[-1] < 1:
-        raise ValueError(f"{name}: expected {argument} of shape (B, T, H, W, d >= 1), got {tuple(x.shape)}")
+from videoar_kernels.library import ops, register_fake, run, run_into
+from videoar_kernels.pyramid_checks import (
+    check_planes,
+    check_result,
+    check_scales,
+    expanded,
+    flat,
+    pairs,
+    token_count,
+)
+from videoar_kernels.reference.pyramid import Pyramid, Scale
 
 
 def pyramid_encode(
@@ -49,6 +38,7 @@ def pyramid_encode(
     seed: int | None = None,
     offset: int = 0,
     inherit: bool = True,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Pyramid:
     """Quantize every frame scale by scale, with random flips that later scales learn to correct.
 
@@ -60,6 +50,7 @@ def pyramid_encode(
         seed: 64-bit key of the random generator; needed with flip_p.
         offset: 64-bit second half of its counter (for example the training step).
         inherit: whether the next frame starts from the flipped sum, or from the sum of an encoding without flips.
+        out: (labels, inputs, total) to write to, dense; `total` may be z itself. At inference only.
     Returns:
         Pyramid(labels uint8 (B, T, N, ceil(d / 8)), inputs (B, T, N, d), total (B, T, H, W, d)); the floats are of
         z's dtype. Labels are never flipped themselves, but each is taken against the flipped sum below it. The input
@@ -68,124 +59,77 @@ def pyramid_encode(
         `total` has a straight-through gradient: sum over scales of down^T(up^T(grad)); labels and inputs have none.
         Labels equal the reference's exactly except where a residual is zero up to rounding.
     Raises:
-        TypeError, ValueError: dtype, shape or scales; flip_p without seed.
+        TypeError, ValueError: dtype, shape or scales; flip_p without seed or outside [0, 1] (a tensor's values are
+            looked at on the CPU only); `out` does not fit.
     Source: VideoAR (paper S), Eq. 3 and 8. Nothing is saved for backward.
     """
-    _check_planes("pyramid_encode", "z", z)
-    flat = _flat("pyramid_encode", scales, z.shape[2:4], ends_full=True)
-    shape = (z.shape[0], z.shape[1], len(scales))
+
+    def check() -> None:
+        check_planes("pyramid_encode", "z", z)
+        check_scales("pyramid_encode", scales, z.shape[2:4], ends_full=True)
+        if flip_p is not None:
+            check_probability("pyramid_encode", flip_p)
+        if out is not None:
+            _check_encoded(z, scales, *out)
+
+    flips = ()
     if flip_p is not None:
         if seed is None:
             raise ValueError("pyramid_encode: expected a seed with flip_p, got None")
-        check_probability("pyramid_encode", flip_p)
-        if not isinstance(flip_p, Tensor):
-            flip_p = torch.full((1, 1, 1), flip_p, dtype=torch.float64, device=z.device)
-        try:
-            flip_p = flip_p.detach().to(z.device, torch.float64).expand(shape)
-        except RuntimeError:
-            raise ValueError(
-                f"pyramid_encode: expected flip_p broadcastable to {shape}, got {tuple(flip_p.shape)}"
-            ) from None
-    seed, offset = signed64("pyramid_encode", "seed", seed or 0), signed64("pyramid_encode", "offset", offset)
-    total, inputs, labels = ops.pyramid_encode(z, flat, flip_p, seed, offset, inherit)
-    return Pyramid(labels, inputs, total)
+        table = None
+        if isinstance(flip_p, Tensor):
+            check_planes("pyramid_encode", "z", z)
+            shape = (z.shape[0], z.shape[1], len(scales))
+            table = expanded("pyramid_encode", "flip_p", flip_p, shape, torch.float64, z.device)
+        key, counter = signed64("pyramid_encode", "seed", seed), signed64("pyramid_encode", "offset", offset)
+        flips = (flip_p if table is None else 0.0, table, key, counter, inherit)
+    if out is None:
+        total, inputs, labels = run(ops.pyramid_encode.default, check, z, flat(scales), *flips)
+        return Pyramid(labels, inputs, total)
+    run_into(out, ops.pyramid_encode_out.default, check, z, flat(scales), *out, *flips)
+    return Pyramid(*out)
 
 
-def pyramid_decode(
-    bits: Tensor,
-    scales: Sequence[Scale],
-    *,
-    dim: int | None = None,
-    keep: int | Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Sum up the codes of packed bits.
-
-    Args:
-        bits: uint8 (B, T, N, ceil(dim / 8)).
-        scales: K pairs (h, w), coarse to fine; the last is the size of the result.
-        dim: bits a token, by default eight per byte.
-        keep: how many scales to sum, from the coarsest: an int, or an integer tensor (B,) or (B, T); None: all.
-        dtype: of the result.
-    Returns:
-        (B, T, H, W, dim). No gradient.
-    Raises:
-        TypeError, ValueError: dtypes, shapes or scales.
-    Source: VideoAR (paper S), Eq. 2.
-    """
-    dim = check_packed("pyramid_decode", bits, dim)
-    if dim < 1:
-        raise ValueError(f"pyramid_decode: expected dim >= 1, got {dim}")
-    flat = _flat("pyramid_decode", scales, scales[-1] if len(scales) else None)
-    tokens = sum(h * w for h, w in scales)
-    if bits.ndim != 4 or bits.shape[2] != tokens:
-        raise ValueError(f"pyramid_decode: expected bits of shape (B, T, {tokens}, bytes), got {tuple(bits.shape)}")
-    if keep is not None:
-        if not isinstance(keep, Tensor):
-            if not 0 <= keep <= len(scales):
-                raise ValueError(f"pyramid_decode: expected keep within [0, {len(scales)}], got {keep}")
-            keep = torch.full((1, 1), keep, dtype=torch.int64, device=bits.device)
-        if keep.ndim > 2 or keep.is_floating_point():
-            raise ValueError(f"pyramid_decode: expected keep as integers (B,) or (B, T), got {tuple(keep.shape)}")
-        keep = keep.reshape(keep.shape + (1,) * (2 - keep.ndim)).to(bits.device, torch.int64)
-        try:
-            keep = keep.expand(bits.shape[:2])
-        except RuntimeError:
-            raise ValueError(
-                f"pyramid_decode: expected keep broadcastable to {tuple(bits.shape[:2])}, got {tuple(keep.shape)}"
-            ) from None
-    return ops.pyramid_decode(bits, flat, dim, keep, dtype)
+def _check_encoded(z: Tensor, scales: Sequence[Scale], labels: Tensor, inputs: Tensor, total: Tensor) -> None:
+    name, tokens, dim = "pyramid_encode", (*z.shape[:2], token_count(flat(scales))), z.shape[-1]
+    check_result(name, "total of out", total, tuple(z.shape), z.dtype, z, in_place=True)
+    check_result(name, "inputs of out", inputs, (*tokens, dim), z.dtype, z, total)
+    check_result(name, "labels of out", labels, (*tokens, (dim + 7) // 8), torch.uint8, z, total, inputs)
 
 
-def pyramid_resample(x: Tensor, scales: Sequence[Scale]) -> Tensor:
+def pyramid_resample(x: Tensor, scales: Sequence[Scale], *, out: Tensor | None = None) -> Tensor:
     """Down-sample every frame to every scale.
 
     Args:
         x: (B, T, H, W, d), float32, float64, bfloat16 or float16, d contiguous.
         scales: pairs (h, w) within (H, W), in any order. N = sum of h * w.
+        out: (B, T, N, d) of x's dtype to write to, dense. At inference only.
     Returns:
         (B, T, N, d) of x's dtype; differentiable.
     Raises:
-        TypeError, ValueError: dtype, shape or scales.
+        TypeError, ValueError: dtype, shape or scales; `out` does not fit.
     """
-    _check_planes("pyramid_resample", "x", x)
-    return ops.pyramid_resample(x, _flat("pyramid_resample", scales, x.shape[2:4]))
 
+    def check() -> None:
+        check_planes("pyramid_resample", "x", x)
+        check_scales("pyramid_resample", scales, x.shape[2:4])
+        if out is not None:
+            shape = (*x.shape[:2], token_count(flat(scales)), x.shape[-1])
+            check_result("pyramid_resample", "out", out, shape, x.dtype, x)
 
-def pyramid_step(total: Tensor, bits: Tensor, scale: Scale, next_scale: Scale | None = None) -> Step:
-    """Add one scale's bits to the sum: the step of sampling.
-
-    Args:
-        total: (B, H, W, d), float32, float64, bfloat16 or float16; the sum so far, rounded to its dtype at each step.
-        bits: uint8 (B, h * w, ceil(d / 8)).
-        scale: (h, w) of the bits.
-        next_scale: (h', w') to down-sample the new sum to, if any.
-    Returns:
-        Step(total (B, H, W, d), input (B, h' * w', d) or None), of total's dtype. No gradient.
-    Raises:
-        TypeError, ValueError: dtypes, shapes or scales.
-    Source: VideoAR (paper S), Eq. 2.
-    """
-    check_float("pyramid_step", "total", total)
-    if total.ndim != 4 or total.shape[-1] < 1:
-        raise ValueError(f"pyramid_step: expected total of shape (B, H, W, d >= 1), got {tuple(total.shape)}")
-    check_packed("pyramid_step", bits, total.shape[-1])
-    pair = [scale] if next_scale is None else [scale, next_scale]
-    flat = _flat("pyramid_step", pair, total.shape[1:3])
-    expected = (total.shape[0], flat[0] * flat[1], bits.shape[-1])
-    if bits.shape != expected:
-        raise ValueError(f"pyramid_step: expected bits of shape {expected}, got {tuple(bits.shape)}")
-    result, following = ops.pyramid_step(total.detach(), bits, flat)
-    return Step(result, None if next_scale is None else following)
+    if out is None:
+        return run(ops.pyramid_resample.default, check, x, flat(scales))
+    run_into(out, ops.pyramid_resample_out.default, check, x, flat(scales), out)
+    return out
 
 
 def _save_encode(ctx, inputs, output):
-    ctx.scales = inputs[1]
+    ctx.scales, ctx.others = inputs[1], len(inputs) - 1
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _encode_gradient(ctx, grad_total, grad_inputs, grad_labels):
-    return ops.pyramid_encode_backward(grad_total, ctx.scales), None, None, None, None, None
+    return ops.pyramid_encode_backward(grad_total, ctx.scales), *(ctx.others * [None])
 
 
 def _save_resample(ctx, inputs, output):
@@ -200,19 +144,16 @@ torch.library.register_autograd("videoar_kernels::pyramid_encode", _encode_gradi
 torch.library.register_autograd("videoar_kernels::pyramid_resample", _resample_gradient, setup_context=_save_resample)
 
 
-def _pairs(flat: Sequence[int]) -> list[Scale]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _tokens(flat: Sequence[int]) -> int:
-    return sum(h * w for h, w in _pairs(flat))
-
-
 @register_fake("videoar_kernels::pyramid_encode")
-def _(z, scales, flip_p, seed, offset, inherit):
-    tokens = (*z.shape[:2], _tokens(scales))
+def _(z, scales, *flips):
+    tokens = (*z.shape[:2], token_count(scales))
     labels = z.new_empty((*tokens, (z.shape[-1] + 7) // 8), dtype=torch.uint8)
     return z.new_empty(z.shape), z.new_empty((*tokens, z.shape[-1])), labels
+
+
+@register_fake("videoar_kernels::pyramid_encode_out")
+def _(z, scales, labels, inputs, total, *flips):
+    return None
 
 
 @register_fake("videoar_kernels::pyramid_encode_backward")
@@ -220,14 +161,14 @@ def _(grad_total, scales):
     return grad_total.new_empty(grad_total.shape)
 
 
-@register_fake("videoar_kernels::pyramid_decode")
-def _(bits, scales, dim, keep, dtype):
-    return bits.new_empty((*bits.shape[:2], *scales[-2:], dim), dtype=dtype)
-
-
 @register_fake("videoar_kernels::pyramid_resample")
 def _(x, scales):
-    return x.new_empty((*x.shape[:2], _tokens(scales), x.shape[-1]))
+    return x.new_empty((*x.shape[:2], token_count(scales), x.shape[-1]))
+
+
+@register_fake("videoar_kernels::pyramid_resample_out")
+def _(x, scales, out):
+    return None
 
 
 @register_fake("videoar_kernels::pyramid_resample_backward")
@@ -235,31 +176,30 @@ def _(grad, scales, height, width):
     return grad.new_empty((*grad.shape[:2], height, width, grad.shape[-1]))
 
 
-@register_fake("videoar_kernels::pyramid_step")
-def _(total, bits, scales):
-    following = total.new_empty((total.shape[0], _tokens(scales[2:]), total.shape[-1]))
-    return total.new_empty(total.shape), following
-
-
-def _reference_encode(z, scales, flip_p, seed, offset, inherit):
-    options = {"flip_p": flip_p, "seed": seed, "offset": offset, "inherit": inherit}
-    labels, inputs, total = reference.pyramid.pyramid_encode(z, _pairs(scales), **options)
+def _reference_encode(z, scales, flip_p=0.0, flip_table=None, seed=0, offset=0, inherit=True):
+    options = {"flip_p": flip_p if flip_table is None else flip_table, "inherit": inherit}
+    labels, inputs, total = reference.pyramid.pyramid_encode(z, pairs(scales), seed=seed, offset=offset, **options)
     return total, inputs, labels
+
+
+def _reference_encode_out(z, scales, labels, inputs, total, *flips):
+    for to, result in zip((total, inputs, labels), _reference_encode(z, scales, *flips), strict=True):
+        to.copy_(result)
 
 
 def _reference_encode_backward(grad_total, scales):
     with torch.enable_grad():
         z = torch.zeros_like(grad_total, requires_grad=True)
-        total = reference.pyramid.pyramid_encode(z, _pairs(scales)).total
+        total = reference.pyramid.pyramid_encode(z, pairs(scales)).total
         return torch.autograd.grad(total, z, grad_total)[0]
 
 
-def _reference_decode(bits, scales, dim, keep, dtype):
-    return reference.pyramid.pyramid_decode(bits, _pairs(scales), dim=dim, keep=keep, dtype=dtype)
-
-
 def _reference_resample(x, scales):
-    return reference.pyramid.pyramid_resample(x, _pairs(scales))
+    return reference.pyramid.pyramid_resample(x, pairs(scales))
+
+
+def _reference_resample_out(x, scales, out):
+    out.copy_(_reference_resample(x, scales))
 
 
 def _reference_resample_backward(grad, scales, height, width):
@@ -268,15 +208,9 @@ def _reference_resample_backward(grad, scales, height, width):
         return torch.autograd.grad(_reference_resample(x, scales), x, grad)[0]
 
 
-def _reference_step(total, bits, scales):
-    result, following = reference.pyramid.pyramid_step(total, bits, *_pairs(scales))
-    empty = total.new_empty((total.shape[0], 0, total.shape[-1]))
-    return result, empty if following is None else following
-
-
 register_fallback("pyramid_encode", _reference_encode)
+register_fallback("pyramid_encode_out", _reference_encode_out)
 register_fallback("pyramid_encode_backward", _reference_encode_backward)
-register_fallback("pyramid_decode", _reference_decode)
 register_fallback("pyramid_resample", _reference_resample)
+register_fallback("pyramid_resample_out", _reference_resample_out)
 register_fallback("pyramid_resample_backward", _reference_resample_backward)
-register_fallback("pyramid_step", _reference_step)

@@ -1,11 +1,16 @@
 #include "../cpu/pyramid.h"
 
-#include "tensors.h"
+#include <initializer_list>
+
+#include "out.h"
 
 namespace videoar {
 namespace {
 
 using Scales = std::vector<int64_t>;  // h, w, h, w, ...
+using MaybeTensor = std::optional<Tensor>;
+
+constexpr int64_t kLongestSide = 1 << 16;  // far beyond any frame, and no product of two sides overflows
 
 int64_t token_count(const Scales& scales) {
   int64_t tokens = 0;
@@ -16,6 +21,7 @@ int64_t token_count(const Scales& scales) {
 PyramidShape shape_of(const Scales& scales, int64_t batch, int64_t frames, int64_t height, int64_t width, int64_t dim,
                       DType dtype) {
   STD_TORCH_CHECK(!scales.empty() && scales.size() % 2 == 0, "pyramid: expected scales as pairs (h, w)");
+  STD_TORCH_CHECK(height <= kLongestSide && width <= kLongestSide && dim >= 1, "pyramid: expected frames and d >= 1");
   for (size_t i = 0; i < scales.size(); ++i) {
     STD_TORCH_CHECK(scales[i] >= 1 && scales[i] <= (i % 2 == 0 ? height : width),
                     "pyramid: expected scales within (H, W)");
@@ -24,30 +30,90 @@ PyramidShape shape_of(const Scales& scales, int64_t batch, int64_t frames, int64
 }
 
 PyramidShape shape_of(const Scales& scales, const Tensor& z) {
-  STD_TORCH_CHECK(z.dim() == 5, "pyramid: expected (B, T, H, W, d)");
-  return shape_of(scales, z.size(0), z.size(1), z.size(2), z.size(3), z.size(4), dtype_of(z));
+  STD_TORCH_CHECK(z.dim() == 5 && z.is_cpu(), "pyramid: expected (B, T, H, W, d) on the CPU");
+  const auto sizes = z.sizes();
+  return shape_of(scales, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], dtype_of(z));
 }
 
-Planes planes_of(const Tensor& z) { return {z.const_data_ptr(), z.stride(0), z.stride(1), z.stride(2), z.stride(3)}; }
+Planes planes_of(const Tensor& z) {
+  const auto strides = z.strides();
+  return {z.const_data_ptr(), strides[0], strides[1], strides[2], strides[3]};
+}
 
-std::tuple<Tensor, Tensor, Tensor> pyramid_encode(const Tensor& z, Scales scales, std::optional<Tensor> flip_p,
-                                                  int64_t seed, int64_t offset, bool inherit) {
-  const Tensor dense = dense_rows(z);
-  const PyramidShape s = shape_of(scales, dense);
-  const double* p = nullptr;
-  if (flip_p.has_value()) {
-    STD_TORCH_CHECK(flip_p->scalar_type() == ScalarType::Double && flip_p->numel() == s.batch * s.frames * s.count,
-                    "pyramid_encode: expected float64 flip_p of shape (B, T, K)");
-    flip_p = torch::stable::contiguous(*flip_p);
-    p = static_cast<const double*>(flip_p->const_data_ptr());
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+const uint8_t* bytes_of(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
+
+bool has_sizes(const Tensor& t, std::initializer_list<int64_t> expected) {
+  const auto sizes = t.sizes();
+  return sizes.size() == expected.size() && std::equal(expected.begin(), expected.end(), sizes.begin());
+}
+
+void check_result(const Tensor& out, std::initializer_list<int64_t> sizes, ScalarType dtype, const char* message) {
+  STD_TORCH_CHECK(has_sizes(out, sizes) && out.scalar_type() == dtype && out.is_cpu() && out.is_contiguous(), message);
+}
+
+// A value for every frame (and scale), dense and in range, or null. A dense copy takes the place of `table`.
+template <class V>
+const V* values_of(MaybeTensor& table, int64_t count, ScalarType dtype, V least, V most, const char* message) {
+  if (!table.has_value()) return nullptr;
+  STD_TORCH_CHECK(table->scalar_type() == dtype && table->numel() == count && table->is_cpu(), message);
+  table = dense(*table);
+  const V* values = static_cast<const V*>(table->const_data_ptr());
+  for (int64_t i = 0; i < count; ++i) STD_TORCH_CHECK(values[i] >= least && values[i] <= most, message);
+  return values;
+}
+
+struct Encoding {
+  Tensor z;
+  EncodeParams params;
+
+  Encoding(const Tensor& input, const Scales& scales, double flip_p, MaybeTensor& table, int64_t seed, int64_t offset,
+           bool inherit)
+      : z(dense_rows(input)) {
+    const PyramidShape s = shape_of(scales, z);
+    STD_TORCH_CHECK(scales[scales.size() - 2] == s.height && scales.back() == s.width,
+                    "pyramid_encode: expected the last scale to be (H, W)");
+    const char* message = "pyramid_encode: expected float64 flip probabilities (B, T, K) within [0, 1]";
+    STD_TORCH_CHECK(flip_p >= 0 && flip_p <= 1, message);
+    const double* p = values_of(table, s.batch * s.frames * s.count, ScalarType::Double, 0.0, 1.0, message);
+    params = {s, planes_of(z), p, flip_p, uint64_t(seed), uint64_t(offset), inherit, nullptr, nullptr, nullptr};
   }
+  void into(const Tensor& labels, const Tensor& inputs, const Tensor& total) {
+    params.labels = static_cast<uint8_t*>(labels.mutable_data_ptr());
+    params.inputs = inputs.mutable_data_ptr();
+    params.total = total.mutable_data_ptr();
+    pyramid_kernels().encode(params);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> pyramid_encode(const Tensor& z, Scales scales, double flip_p, MaybeTensor flip_table,
+                                                  int64_t seed, int64_t offset, bool inherit) {
+  Encoding encoding(z, scales, flip_p, flip_table, seed, offset, inherit);
+  const PyramidShape& s = encoding.params.shape;
   Tensor labels = empty_dense(z, {s.batch, s.frames, s.tokens, (s.dim + 7) / 8}, ScalarType::Byte);
   Tensor inputs = empty_dense(z, {s.batch, s.frames, s.tokens, s.dim});
   Tensor total = empty_dense(z, sizes_of(z));
-  pyramid_kernels().encode({s, planes_of(dense), p, uint64_t(seed), uint64_t(offset), inherit,
-                            static_cast<uint8_t*>(labels.mutable_data_ptr()), inputs.mutable_data_ptr(),
-                            total.mutable_data_ptr()});
+  encoding.into(labels, inputs, total);
   return {total, inputs, labels};
+}
+
+void pyramid_encode_out(const Tensor& z, Scales scales, const Tensor& labels, const Tensor& inputs, const Tensor& total,
+                        double flip_p, MaybeTensor flip_table, int64_t seed, int64_t offset, bool inherit) {
+  Encoding encoding(z, scales, flip_p, flip_table, seed, offset, inherit);
+  const PyramidShape& s = encoding.params.shape;
+  const char *fit = "pyramid_encode: out does not fit", *apart = "pyramid_encode: out overlaps an input or itself";
+  check_result(labels, {s.batch, s.frames, s.tokens, (s.dim + 7) / 8}, ScalarType::Byte, fit);
+  check_result(inputs, {s.batch, s.frames, s.tokens, s.dim}, z.scalar_type(), fit);
+  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, z.scalar_type(), fit);
+  check_apart(total, z, true, apart);
+  for (const Tensor* out : {&labels, &inputs})
+    check_apart(*out, z, false, apart), check_apart(*out, total, false, apart);
+  check_apart(labels, inputs, false, apart);
+  for (const Tensor* out : {&labels, &inputs, &total}) {
+    if (flip_table.has_value()) check_apart(*out, *flip_table, false, apart);
+  }
+  encoding.into(labels, inputs, total);
 }
 
 Tensor pyramid_encode_backward(const Tensor& grad_total, Scales scales) {
@@ -58,69 +124,143 @@ Tensor pyramid_encode_backward(const Tensor& grad_total, Scales scales) {
   return grad_z;
 }
 
-Tensor pyramid_decode(const Tensor& bits, Scales scales, int64_t dim, std::optional<Tensor> keep, ScalarType dtype) {
-  const Tensor dense = torch::stable::contiguous(bits);
-  const int64_t height = scales.at(scales.size() - 2), width = scales.back();
-  STD_TORCH_CHECK(dense.dim() == 4 && dense.scalar_type() == ScalarType::Byte && dense.size(2) == token_count(scales) &&
-                      dense.size(3) == (dim + 7) / 8,
-                  "pyramid_decode: expected uint8 bits of shape (B, T, N, ceil(dim / 8))");
-  Tensor total = empty_dense(bits, {dense.size(0), dense.size(1), height, width, dim}, dtype);
-  const PyramidShape s = shape_of(scales, total);
-  const int64_t* kept = nullptr;
-  if (keep.has_value()) {
-    STD_TORCH_CHECK(keep->scalar_type() == ScalarType::Long && keep->numel() == s.batch * s.frames,
-                    "pyramid_decode: expected int64 keep of shape (B, T)");
-    keep = torch::stable::contiguous(*keep);
-    kept = static_cast<const int64_t*>(keep->const_data_ptr());
+// Bits of shape (B, T, N, ceil(dim / 8)) and how many of their scales are wanted.
+struct Decoding {
+  Tensor bits;
+  DecodeParams params;
+
+  Decoding(const Tensor& input, const Scales& scales, int64_t dim, DType dtype, std::optional<int64_t> keep,
+           MaybeTensor& table)
+      : bits(dense(input)) {
+    STD_TORCH_CHECK(bits.dim() == 4 && bits.scalar_type() == ScalarType::Byte && bits.is_cpu() && scales.size() >= 2,
+                    "pyramid_decode: expected uint8 bits (B, T, N, bytes) on the CPU, and scales");
+    const int64_t height = scales[scales.size() - 2], width = scales.back();
+    const PyramidShape s = shape_of(scales, bits.size(0), bits.size(1), height, width, dim, dtype);
+    STD_TORCH_CHECK(bits.size(2) == s.tokens && bits.size(3) == (dim + 7) / 8,
+                    "pyramid_decode: expected bits of shape (B, T, N, ceil(dim / 8))");
+    const int64_t all = keep.value_or(s.count);
+    const char* message = "pyramid_decode: expected int64 keep of shape (B, T) within [0, K]";
+    STD_TORCH_CHECK(all >= 0 && all <= s.count, message);
+    const int64_t* kept = values_of<int64_t>(table, s.batch * s.frames, ScalarType::Long, 0, s.count, message);
+    params = {s, bytes_of(bits), kept, all, nullptr};
   }
-  pyramid_kernels().decode({s, static_cast<const uint8_t*>(dense.const_data_ptr()), kept, total.mutable_data_ptr()});
+  void into(const Tensor& total) {
+    params.total = total.mutable_data_ptr();
+    pyramid_kernels().decode(params);
+  }
+};
+
+Tensor pyramid_decode(const Tensor& bits, Scales scales, int64_t dim, std::optional<ScalarType> dtype,
+                      std::optional<int64_t> keep, MaybeTensor keep_table) {
+  const ScalarType wanted = dtype.value_or(ScalarType::Float);
+  Decoding decoding(bits, scales, dim, dtype_of(wanted), keep, keep_table);
+  const PyramidShape& s = decoding.params.shape;
+  Tensor total = empty_dense(bits, {s.batch, s.frames, s.height, s.width, dim}, wanted);
+  decoding.into(total);
   return total;
 }
 
+void pyramid_decode_out(const Tensor& bits, Scales scales, const Tensor& total, std::optional<int64_t> keep,
+                        MaybeTensor keep_table) {
+  STD_TORCH_CHECK(total.dim() == 5, "pyramid_decode: expected out of shape (B, T, H, W, dim)");
+  Decoding decoding(bits, scales, total.size(4), dtype_of(total), keep, keep_table);
+  const PyramidShape& s = decoding.params.shape;
+  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, total.scalar_type(),
+               "pyramid_decode: out does not fit");
+  check_apart(total, bits, false, "pyramid_decode: out overlaps the bits");
+  if (keep_table.has_value()) check_apart(total, *keep_table, false, "pyramid_decode: out overlaps keep");
+  decoding.into(total);
+}
+
 Tensor pyramid_resample(const Tensor& x, Scales scales) {
-  const Tensor dense = dense_rows(x);
-  const PyramidShape s = shape_of(scales, dense);
+  const Tensor rows = dense_rows(x);
+  const PyramidShape s = shape_of(scales, rows);
   Tensor out = empty_dense(x, {s.batch, s.frames, s.tokens, s.dim});
-  pyramid_kernels().resample({s, planes_of(dense), out.mutable_data_ptr()});
+  pyramid_kernels().resample({s, planes_of(rows), out.mutable_data_ptr()});
   return out;
 }
 
+void pyramid_resample_out(const Tensor& x, Scales scales, const Tensor& out) {
+  const Tensor rows = dense_rows(x);
+  const PyramidShape s = shape_of(scales, rows);
+  check_result(out, {s.batch, s.frames, s.tokens, s.dim}, x.scalar_type(), "pyramid_resample: out does not fit");
+  check_apart(out, x, false, "pyramid_resample: out overlaps x");
+  pyramid_kernels().resample({s, planes_of(rows), out.mutable_data_ptr()});
+}
+
 Tensor pyramid_resample_backward(const Tensor& grad, Scales scales, int64_t height, int64_t width) {
-  const Tensor dense = torch::stable::contiguous(grad);
-  STD_TORCH_CHECK(dense.dim() == 4 && dense.size(2) == token_count(scales),
-                  "pyramid_resample: expected gradient of shape (B, T, N, d)");
-  Tensor grad_x = empty_dense(grad, {dense.size(0), dense.size(1), height, width, dense.size(3)});
-  const PyramidShape s = shape_of(scales, grad_x);
-  pyramid_kernels().resample_backward({s, dense.const_data_ptr(), grad_x.mutable_data_ptr()});
+  const Tensor tokens = dense(grad);
+  STD_TORCH_CHECK(tokens.dim() == 4 && tokens.is_cpu(), "pyramid_resample: expected gradient of shape (B, T, N, d)");
+  const PyramidShape s =
+      shape_of(scales, tokens.size(0), tokens.size(1), height, width, tokens.size(3), dtype_of(tokens));
+  STD_TORCH_CHECK(tokens.size(2) == s.tokens, "pyramid_resample: expected gradient of shape (B, T, N, d)");
+  Tensor grad_x = empty_dense(grad, {s.batch, s.frames, height, width, s.dim});
+  pyramid_kernels().resample_backward({s, tokens.const_data_ptr(), grad_x.mutable_data_ptr()});
   return grad_x;
 }
 
+struct Stepping {
+  Tensor total, bits;
+  StepParams params;
+  int64_t following;  // tokens of the next scale, 0 if there is none
+
+  Stepping(const Tensor& sum, const Tensor& packed, const Scales& scales)
+      : total(dense_rows(sum)), bits(dense(packed)) {
+    STD_TORCH_CHECK(total.dim() == 4 && total.is_cpu(), "pyramid_step: expected total of shape (B, H, W, d)");
+    const auto sizes = total.sizes(), strides = total.strides();
+    const PyramidShape s = shape_of(scales, sizes[0], 1, sizes[1], sizes[2], sizes[3], dtype_of(total));
+    STD_TORCH_CHECK(s.count <= 2, "pyramid_step: expected one scale, or two");
+    STD_TORCH_CHECK(has_sizes(bits, {s.batch, scales[0] * scales[1], (s.dim + 7) / 8}) &&
+                        bits.scalar_type() == ScalarType::Byte && bits.is_cpu(),
+                    "pyramid_step: expected uint8 bits of shape (B, h * w, ceil(d / 8))");
+    following = s.count == 2 ? scales[2] * scales[3] : 0;
+    const Planes planes{total.const_data_ptr(), strides[0], 0, strides[1], strides[2]};
+    params = {s, planes, bytes_of(bits), nullptr, nullptr};
+  }
+  void into(const Tensor& total_out, const Tensor* input) {
+    params.total_out = total_out.mutable_data_ptr();
+    if (following > 0) params.input = input->mutable_data_ptr();
+    pyramid_kernels().step(params);
+  }
+};
+
 std::tuple<Tensor, Tensor> pyramid_step(const Tensor& total, const Tensor& bits, Scales scales) {
-  const Tensor dense = dense_rows(total), packed = torch::stable::contiguous(bits);
-  STD_TORCH_CHECK(dense.dim() == 4, "pyramid_step: expected total of shape (B, H, W, d)");
-  const PyramidShape s =
-      shape_of(scales, dense.size(0), 1, dense.size(1), dense.size(2), dense.size(3), dtype_of(dense));
-  STD_TORCH_CHECK(packed.dim() == 3 && packed.scalar_type() == ScalarType::Byte && packed.size(0) == s.batch &&
-                      packed.size(1) == scales[0] * scales[1] && packed.size(2) == (s.dim + 7) / 8,
-                  "pyramid_step: expected uint8 bits of shape (B, h * w, ceil(d / 8))");
-  const bool next = s.count == 2;
+  Stepping step(total, bits, scales);
   Tensor total_out = empty_dense(total, sizes_of(total));
-  Tensor input = empty_dense(total, {s.batch, next ? scales[2] * scales[3] : 0, s.dim});
-  const Planes planes{dense.const_data_ptr(), dense.stride(0), 0, dense.stride(1), dense.stride(2)};
-  pyramid_kernels().step({s, planes, static_cast<const uint8_t*>(packed.const_data_ptr()), total_out.mutable_data_ptr(),
-                          next ? input.mutable_data_ptr() : nullptr});
+  Tensor input = empty_dense(total, {step.params.shape.batch, step.following, step.params.shape.dim});
+  step.into(total_out, &input);
   return {total_out, input};
+}
+
+void pyramid_step_out(const Tensor& total, const Tensor& bits, Scales scales, const Tensor& total_out,
+                      MaybeTensor input) {
+  Stepping step(total, bits, scales);
+  const PyramidShape& s = step.params.shape;
+  const char *fit = "pyramid_step: out does not fit", *apart = "pyramid_step: out overlaps an input or itself";
+  check_result(total_out, {s.batch, s.height, s.width, s.dim}, total.scalar_type(), fit);
+  check_apart(total_out, total, true, apart);
+  check_apart(total_out, bits, false, apart);
+  STD_TORCH_CHECK(input.has_value() == (step.following > 0), fit);
+  if (input.has_value()) {
+    check_result(*input, {s.batch, step.following, s.dim}, total.scalar_type(), fit);
+    for (const Tensor* other : {&total, &bits, &total_out}) check_apart(*input, *other, false, apart);
+  }
+  step.into(total_out, input.has_value() ? &*input : nullptr);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("pyramid_encode", TORCH_BOX(&pyramid_encode));
+  m.impl("pyramid_encode_out", TORCH_BOX(&pyramid_encode_out));
   m.impl("pyramid_encode_backward", TORCH_BOX(&pyramid_encode_backward));
   m.impl("pyramid_decode", TORCH_BOX(&pyramid_decode));
+  m.impl("pyramid_decode_out", TORCH_BOX(&pyramid_decode_out));
   m.impl("pyramid_resample", TORCH_BOX(&pyramid_resample));
+  m.impl("pyramid_resample_out", TORCH_BOX(&pyramid_resample_out));
   m.impl("pyramid_resample_backward", TORCH_BOX(&pyramid_resample_backward));
   m.impl("pyramid_step", TORCH_BOX(&pyramid_step));
+  m.impl("pyramid_step_out", TORCH_BOX(&pyramid_step_out));
 }
 
 }  // namespace videoar

@@ -21,8 +21,8 @@ namespace videoar {
 using Tensor = torch::stable::Tensor;
 using torch::headeronly::ScalarType;
 
-inline DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+inline DType dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
@@ -31,6 +31,7 @@ inline DType dtype_of(const Tensor& t) {
   }
   return DType::f32;
 }
+inline DType dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
 
 // Refuses a tensor that has not the shape, dtype and device of `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* name) {

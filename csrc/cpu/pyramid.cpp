@@ -148,7 +148,8 @@ void encode_scales(Block<T>& block, const EncodeParams& p, bool flip, bool write
       block.store_tokens(block.small, p.inputs, token, scale.area());
     }
     area_down<Accumulator<T>>(block.z, block.sum, block.full, scale, block.width, block.small);
-    const uint32_t threshold = flip ? philox_threshold(p.flip_p[block.flat_frame() * s.count + k]) : 0;
+    const double flip_p = p.flip_p == nullptr ? p.flip_all : p.flip_p[block.flat_frame() * s.count + k];
+    const uint32_t threshold = flip ? philox_threshold(flip_p) : 0;
     for (int64_t i = 0; i < scale.area(); ++i, ++token) {
       block.quantize_token(block.small + i * block.width, token,
                            write ? p.labels + token * bytes + block.first / 8 : nullptr, threshold);
@@ -161,20 +162,21 @@ template <class T>
 void encode(const EncodeParams& p) {
   using A = Accumulator<T>;
   const PyramidShape& s = p.shape;
+  const bool flips = p.flip_p != nullptr || p.flip_all > 0;
   for_each_block<T>(
       s,
       [&](Block<T>& block) {
         const Size coarsest = block.scale(0);
         const int64_t token = block.flat_frame() * s.tokens;
         block.load_planes(p.z, block.z);
-        encode_scales(block, p, p.flip_p != nullptr, true);
+        encode_scales(block, p, flips, true);
         block.store_planes(block.sum, p.total);
         if (block.frame == 0) {
           fill_zero(block.small, coarsest.area() * block.width);
           block.store_tokens(block.small, p.inputs, token, coarsest.area());
         }
         if (block.frame + 1 == s.frames) return;
-        if (p.flip_p != nullptr && !p.inherit) encode_scales(block, p, false, false);
+        if (flips && !p.inherit) encode_scales(block, p, false, false);
         area_down<A>(block.sum, nullptr, block.full, coarsest, block.width, block.small);
         block.store_tokens(block.small, p.inputs, token + s.tokens, coarsest.area());
       },
@@ -198,7 +200,7 @@ void encode_backward(const EncodeBackwardParams& p) {
 template <class T>
 void decode(const DecodeParams& p) {
   for_each_block<T>(p.shape, [&](Block<T>& block) {
-    const int64_t keep = p.keep == nullptr ? p.shape.count : p.keep[block.flat_frame()];
+    const int64_t keep = p.keep == nullptr ? p.keep_all : p.keep[block.flat_frame()];
     int64_t token = block.flat_frame() * p.shape.tokens;
     fill_zero(block.sum, block.full.area() * block.width);
     for (int64_t k = 0; k < p.shape.count && k < keep; ++k) {

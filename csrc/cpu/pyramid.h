@@ -23,12 +23,13 @@ struct Planes {
   int64_t batch, frame, row, column;
 };
 
-// flip_p: null, or (batch, frames, count) probabilities. labels (batch, frames, tokens, bytes), inputs (batch, frames,
-// tokens, dim) and total (batch, frames, height, width, dim) are dense.
+// flip_p: null for flip_all everywhere, or (batch, frames, count) probabilities. `total` may be z. labels (batch,
+// frames, tokens, bytes), inputs (batch, frames, tokens, dim) and total (batch, frames, height, width, dim) are dense.
 struct EncodeParams {
   PyramidShape shape;
   Planes z;
   const double* flip_p;
+  double flip_all;
   uint64_t seed, offset;
   bool inherit;
   uint8_t* labels;
@@ -36,11 +37,12 @@ struct EncodeParams {
   void* total;
 };
 
-// keep: null for every scale, or (batch, frames) numbers of scales. bits and total are dense.
+// keep: null for keep_all everywhere, or (batch, frames) numbers of scales. bits and total are dense.
 struct DecodeParams {
   PyramidShape shape;
   const uint8_t* bits;
   const int64_t* keep;
+  int64_t keep_all;
   void* total;
 };
 
@@ -65,8 +67,8 @@ struct EncodeBackwardParams {
   void* grad_z;
 };
 
-// total_out = total + up(code(bits)); input (batch, next_h * next_w, dim) = down(total_out) unless it is null.
-// shape.frames is 1 and shape.scales holds the step's scale and, if wanted, the next.
+// total_out = total + up(code(bits)); input (batch, next_h * next_w, dim) = down(total_out) unless it is null;
+// total_out may be total. shape.frames is 1 and shape.scales holds the step's scale and, if wanted, the next.
 struct StepParams {
   PyramidShape shape;
   Planes total;

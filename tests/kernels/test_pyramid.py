@@ -12,9 +12,8 @@ import pytest
 import torch
 from closeness import assert_close
 
+import videoar_kernels as K
 from videoar_kernels import pack_bits, reference, unpack_bits
-from videoar_kernels import pyramid as K
-from videoar_kernels.library import ops
 
 R = reference.pyramid
 IMPLEMENTATIONS = pytest.mark.parametrize("impl", [K, R], ids=["compiled", "reference"])
@@ -306,85 +305,3 @@ def test_neither_threads_nor_batch_split_change_a_bit():
     part = K.pyramid_encode(z[:1], PAPER, flip_p=0.2, seed=3)
     for a, b, c in zip(whole, other, part, strict=True):
         assert torch.equal(a, b) and torch.equal(a[:1], c)
-
-
-def op_samples():
-    z, flat = random_latents(RAGGED, 9, torch.float32), [side for scale in RAGGED for side in scale]
-    total, inputs, labels = ops.pyramid_encode(z, flat, None, 0, 0, True)
-    return [
-        (ops.pyramid_encode, (z.clone().requires_grad_(), flat, torch.rand(2, 3, 5).double(), 3, 1, False)),
-        (ops.pyramid_encode_backward, (total, flat)),
-        (ops.pyramid_decode, (labels, flat, 9, None, torch.float16)),
-        (ops.pyramid_decode, (labels, flat, 9, torch.ones(2, 3, dtype=torch.int64), torch.float32)),
-        (ops.pyramid_resample, (z.clone().requires_grad_(), flat)),
-        (ops.pyramid_resample_backward, (inputs, flat, 5, 7)),
-        (ops.pyramid_step, (z[:, 0], labels[:, 0, :1], [1, 1, 2, 3])),
-        (ops.pyramid_step, (z[:, 0], labels[:, 0, :1], [1, 1])),
-    ]
-
-
-@pytest.mark.parametrize("op, arguments", op_samples(), ids=lambda value: getattr(value, "__name__", ""))
-def test_opcheck(op, arguments):
-    torch.library.opcheck(op.default, arguments)
-
-
-def test_compiles_without_a_graph_break():
-    def step(z, p, seed):
-        encoded = K.pyramid_encode(z, RAGGED, flip_p=p, seed=seed)
-        decoded = K.pyramid_decode(encoded.labels, RAGGED, dim=9, keep=3)
-        resampled = K.pyramid_resample(z, RAGGED).mean()
-        following = K.pyramid_step(decoded[:, 0], encoded.labels[:, 0, :1], (1, 1), (2, 3)).input
-        return encoded.total.square().mean() + resampled, encoded.inputs, following
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch, seed in ((2, 1), (3, 2**40)):
-        z, p = random_latents(RAGGED, 9, torch.float32, batch), torch.rand(5)
-        eager_in, compiled_in = z.clone().requires_grad_(), z.clone().requires_grad_()
-        expected, out = step(eager_in, p, seed), compiled(compiled_in, p, seed)
-        for a, b in zip(expected, out, strict=True):
-            assert torch.allclose(a, b)
-        expected[0].backward()
-        out[0].backward()
-        assert torch.allclose(eager_in.grad, compiled_in.grad)
-
-
-Z, BITS = torch.zeros(2, 3, 5, 7, 9), torch.zeros(2, 3, 58, 2, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    "call, error, message",
-    [
-        (
-            lambda: K.pyramid_encode(Z[0], RAGGED),
-            ValueError,
-            r"expected z of shape \(B, T, H, W, d >= 1\), got \(3, 5, 7, 9\)",
-        ),
-        (
-            lambda: K.pyramid_encode(torch.rand(1, 1, 2, 2, 0), [(1, 1), (2, 2)]),
-            ValueError,
-            r"expected z of shape \(B, T, H, W, d >= 1\), got \(1, 1, 2, 2, 0\)",
-        ),
-        (lambda: K.pyramid_encode(Z.int(), RAGGED), TypeError, "pyramid_encode: expected z of float32"),
-        (lambda: K.pyramid_encode(Z, RAGGED[:-1]), ValueError, r"expected the last scale to be \(5, 7\), got \(5, 4\)"),
-        (lambda: K.pyramid_encode(Z, [(6, 7)]), ValueError, r"expected scales within \(5, 7\)"),
-        (lambda: K.pyramid_encode(Z, []), ValueError, r"expected scales as pairs \(h, w\)"),
-        (lambda: K.pyramid_encode(Z, RAGGED, flip_p=0.1), ValueError, "expected a seed with flip_p"),
-        (
-            lambda: K.pyramid_encode(Z, RAGGED, flip_p=torch.rand(4), seed=0),
-            ValueError,
-            r"expected flip_p broadcastable to \(2, 3, 5\), got \(4,\)",
-        ),
-        (lambda: K.pyramid_decode(BITS, RAGGED, dim=9), ValueError, r"expected bits of shape \(B, T, 72, bytes\)"),
-        (lambda: K.pyramid_decode(BITS, [(1, 58)], dim=3), ValueError, "pyramid_decode: expected bits of shape"),
-        (
-            lambda: K.pyramid_decode(BITS, [(1, 58)], keep=torch.ones(3).long()),
-            ValueError,
-            "expected keep broadcastable",
-        ),
-        (lambda: K.pyramid_step(Z[:, 0], BITS[:, 0, :2], (1, 1)), ValueError, r"expected bits of shape \(2, 1, 2\)"),
-        (lambda: K.pyramid_resample(Z, [(5, 8)]), ValueError, r"pyramid_resample: expected scales within \(5, 7\)"),
-    ],
-)
-def test_errors_name_what_was_expected(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
