@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import statistics
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ class Run:
         while (case := self._next(generator)) is not None:
             self.rows.append(measure(case, family, self.clock, self.effort))
             yield self.rows[-1]
+            del case
+            gc.collect()
+            allocator.release()
 
     def _next(self, generator):
         if self.device == "cpu":  # a default device would cost every PyTorch call a microsecond
