@@ -7,6 +7,7 @@ the heap is never trimmed, for ours and for every peer. Page faults are counted 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -23,7 +24,5 @@ def keep_freed_memory() -> bool:
 
 def release() -> None:
     """Gives freed memory back all the same, between two rows: what one row needs must not add up over all."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        pass
