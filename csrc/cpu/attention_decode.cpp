@@ -12,7 +12,7 @@ namespace VIDEOAR_ISA {
 namespace {
 
 constexpr int kBlock = 64;       // keys that are scored before they meet their values: all stays in the nearest cache
-constexpr int kRowLanes = 7;     // from so many rows on, lanes are rows
+constexpr int kRowLanes = 6;     // from so many rows on, lanes are rows
 constexpr int64_t kChunk = 512;  // keys of a chunk; merging shorter ones would show
 constexpr int64_t kMostChunks = 32;  // beyond, chunks grow instead
 constexpr double kLog2E = 1.4426950408889634;
