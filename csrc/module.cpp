@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 #ifdef VIDEOAR_WITH_PLANNER
 void bind_planner(py::module_& m);
+void bind_block_planner(py::module_& m);
 #endif
 
 PYBIND11_MODULE(_C, m) {
@@ -24,5 +25,6 @@ PYBIND11_MODULE(_C, m) {
   });
 #ifdef VIDEOAR_WITH_PLANNER
   bind_planner(m);
+  bind_block_planner(m);
 #endif
 }

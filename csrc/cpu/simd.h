@@ -316,27 +316,38 @@ static inline void store_partial(T* p, Vec<Accumulator<T>> v, int n) {
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
 }
 
-// e^-x within 2e-7 for -87 <= x <= 87; beyond 87, where x is clamped, 1e-38. NaN stays.
-static inline Vec<float> exp_minus(Vec<float> x) {
+// e^x to 1 ulp or so in float32; 0 below -87.3, clamped above 88.3.
+static inline Vec<float> vexp(Vec<float> x) {
+  const Vec<float> low = broadcast(-87.33654f), high = broadcast(88.37626f);
+  const Mask<float> underflow = x < low;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
   const Vec<float> magic = broadcast(12582912.0f);
-  x = vmin<float>(broadcast(87.0f), x);
-  // e^-x = 2^n 2^f with |f| <= 1/2; adding 1.5 * 2^23 rounds to the nearest integer.
-  const Vec<float> shifted = x * -1.44269504f + magic, f = x * -1.44269504f - (shifted - magic);
-  Vec<float> y = f * 0.001327647245f + 0.009675540961f;
-  y = y * f + 0.05550713092f;
-  y = y * f + 0.2402212024f;
-  y = y * f + 0.693146944f;
-  y = y * f + 1.000000119f;
-  return (Vec<float>)((Mask<float>)y + ((Mask<float>)shifted << 23));
+  const Vec<float> shifted = x * 1.44269504088896341f + magic;
+  const Vec<float> n = shifted - magic;
+  const Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec<float> y = broadcast(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const Mask<float> exponent = ((Mask<float>)shifted - (Mask<float>)magic + 127) << 23;
+  const Vec<float> result = y * (Vec<float>)exponent;
+  return underflow ? Vec<float>{} : result;
 }
-static inline Vec<double> exp_minus(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(-x[i]);
-  return x;
+static inline Vec<double> vexp(Vec<double> x) {
+  Vec<double> y;
+  for (int i = 0; i < kLanes<double>; ++i) y[i] = __builtin_exp(x[i]);
+  return y;
 }
 
-// 1 / sigmoid(x), in float32 at most 6e37.
-static inline Vec<float> inverse_sigmoid(Vec<float> x) { return 1 + exp_minus(vmax<float>(broadcast(-87.0f), x)); }
-static inline Vec<double> inverse_sigmoid(Vec<double> x) { return 1 + exp_minus(x); }
+template <class V>
+static inline V vsigmoid(V x) {
+  return 1 / (1 + vexp(-x));
+}
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar
