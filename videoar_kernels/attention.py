@@ -8,6 +8,9 @@ Source: paper S, Eq. 9; the online softmax is Milakov and Gimelshein 2018.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -207,6 +210,22 @@ def _reference_backward(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_rang
         return tuple(_as_stored(g) for g in torch.autograd.grad(outputs, inputs, (grad_out, grad_lse)))
 
 
+def _unless_double(kernel: Callable, double: Callable) -> Callable:
+    """An operator that runs `double` for float64, which no Triton kernel takes."""
+    return lambda first, *rest: (double if first.dtype == torch.float64 else kernel)(first, *rest)
+
+
+if torch.version.cuda is not None and importlib.util.find_spec("triton"):
+    from videoar_kernels.triton import attention as _triton
+    from videoar_kernels.triton import attention_backward as _triton_backward
+
+    for _name, _kernel, _double in (
+        ("range_attention", _triton.operator, _reference),
+        ("range_attention_out", _triton.operator_out, _reference_out),
+        ("range_attention_backward", _triton_backward.operator, _reference_backward),
+    ):
+        _operator = _unless_double(_kernel, _double)
+        register_fallback(_name, _operator, label="triton (float64: reference)", devices=("CUDA",))
 register_fallback("range_attention", _reference)
 register_fallback("range_attention_out", _reference_out)
 register_fallback("range_attention_backward", _reference_backward)
