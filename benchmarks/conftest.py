@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import machine
 import pytest
 import report
 import torch
@@ -13,6 +12,8 @@ from pytest_benchmark.utils import NameWrapper
 from registry import CaseSet, sets_of
 from results import Row, save
 from session import Run, default_path
+
+from videoar.profiling import machine
 
 
 def pytest_addoption(parser):

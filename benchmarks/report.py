@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from results import Bar, Row, Timing
 
+from videoar.profiling.quantities import time_text
+
 HEADER = ("op", "shape", "dtype", "ours", "best peer", "ratio", "of limit", "bars")
 
 
@@ -44,14 +46,6 @@ def cells(row: Row) -> tuple[str, ...]:
 def spread_text(timing: Timing) -> str:
     """Median, and half the interquartile range as a percentage of it."""
     return f"{time_text(timing.median)} ±{50 * timing.iqr / timing.median:.0f}%"
-
-
-def time_text(seconds: float) -> str:
-    """Seconds with three digits and a fitting unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(seconds) >= 0.9995 * size:
-            return f"{seconds / size:.3g} {unit}" if abs(seconds) < 999.5 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
 
 
 def bar_text(bar: Bar) -> str:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import allocator
-import machine
 import page
 import plots
 import report
@@ -19,6 +18,8 @@ from clock import clock_for
 from measure import Effort, measure
 from registry import CaseSet
 from results import Row, save, to_json, write_atomically
+
+from videoar.profiling import machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from eager_model import EagerTransformer
 from limits import emulated
 from registry import Case, Steps, cases
 from torch import Tensor
 
-from videoar.next_scale import GuidanceSchedule, NextScaleTransformer, TransformerConfig, decode_frames, preset
-from videoar.next_scale.sampling import decoding_cache
-from videoar_kernels import PackedLinear
+from videoar.next_scale import GuidanceSchedule, TransformerConfig, decode_frames, preset
+from videoar.profiling.eager_clip import disagreement
+from videoar.profiling.eager_model import EagerTransformer
+from videoar.profiling.random_weights import random_transformer
+from videoar.profiling.work import TransformerWork
 
 FRAMES, COPIES = 5, 2  # guidance doubles the batch
 
@@ -27,23 +28,6 @@ class Step(NamedTuple):
     context: Tensor
 
 
-def random_model(config: TransformerConfig) -> NextScaleTransformer:
-    """Random weights, the same in every block: drawing 900 million would take longer than measuring."""
-    with torch.device("meta"):
-        model = NextScaleTransformer(config)
-    model.to_empty(device="cpu").requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.startswith("blocks.") and not name.startswith("blocks.0."):
-            continue
-        if name.endswith(("norm.weight", "_norm")):
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    for block in model.blocks[1:]:
-        block.load_state_dict(model.blocks[0].state_dict())
-    return model.eval()
-
-
 def random_steps(config: TransformerConfig) -> list[Step]:
     def draw(scale: int) -> Tensor:
         height, width = config.scales[scale]
@@ -52,27 +36,14 @@ def random_steps(config: TransformerConfig) -> list[Step]:
     return [Step(f, k, draw(k), draw(k)) for f in range(FRAMES) for k in range(len(config.scales))]
 
 
-def floor_steps(model: NextScaleTransformer) -> Steps:
-    """Weights as they are packed, and FLOPs of layers and attention, for every step after the text.
-
-    What a clip needs once, whatever its steps, is not in it: the layers that only see the text.
-    """
-    config = model.config
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, PackedLinear) and not name.startswith(("text_in", "pooled_text"))
-    ]
-    weights = sum(layer.packed.nbytes for layer in layers)
-    products = sum(layer.in_features * layer.out_features for layer in layers)
-    steps, seen = [], config.text_len
-    for _ in range(FRAMES):
-        for height, width in config.scales:
-            tokens = height * width
-            seen += tokens
-            attention = 2 * config.depth * config.width * tokens * seen
-            steps.append((weights, 2 * COPIES * (products * tokens + attention)))
-    return Steps(tuple(steps), "one (frame, scale): its weights read once, its products")
+def floor_steps(config: TransformerConfig, dtype: torch.dtype) -> Steps:
+    """Bytes and FLOPs of every step after the text."""
+    size = torch.empty((), dtype=dtype).element_size()
+    steps = TransformerWork(config, COPIES, weight_bytes=size, cache_bytes=size).steps(FRAMES)
+    return Steps(
+        tuple((step.work.bytes, step.work.flops) for step in steps),
+        "one (frame, scale): its weights and its cache read once, its products",
+    )
 
 
 @cases("sampling")
@@ -87,8 +58,8 @@ def sampling(full: bool):
 def clips(depth: int, dtype: torch.dtype):
     config = preset("L", depth=depth)
     peer_dtype = dtype if dtype == torch.float32 or not emulated(dtype) else torch.float32
-    model = random_model(config)
-    eager = EagerTransformer(model.to(peer_dtype)).eval()
+    model = random_transformer(config, dtype=peer_dtype)
+    eager = EagerTransformer(model, whole_clips=False).eval()
     model.pack(dtype)
     text = torch.randn(1, config.text_len, config.text_width).to(dtype)
     steps, prompt = random_steps(config), torch.cat([text, torch.zeros_like(text)])
@@ -112,18 +83,9 @@ def clips(depth: int, dtype: torch.dtype):
         return eager.step(features, inputs, context, cache, frame=step.frame, scale=step.scale)
 
     def verify():
-        features, cache = prompt.to(peer_dtype), decoding_cache(model, prompt, FRAMES)
-        model.prefill(prompt, cache)
-        cache.commit()
-        past = eager.prefill(features)
-        for step in steps[: len(config.scales) + 3]:
-            found = model.step(prompt, step.inputs, step.context, cache, frame=step.frame, scale=step.scale)
-            cache.commit(close=step.scale == len(config.scales) - 1)
-            expected = peer_step(step, features, past).float()
-            error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-            allowed = 1e-3 if dtype == torch.float32 else 0.05
-            if not error < allowed:
-                raise AssertionError(f"step {step.frame}, {step.scale}: relative error {error:.1e}, allowed {allowed}")
+        error, allowed = disagreement(model, eager, prompt, FRAMES), 1e-3 if dtype == torch.float32 else 0.05
+        if not error < allowed:
+            raise AssertionError(f"relative error of the logits {error:.1e}, allowed {allowed}")
         if [frame.total.shape for frame in ours()] != [(1, *config.scales[-1], config.bits)] * FRAMES:
             raise AssertionError("frames of another shape")
 
@@ -135,7 +97,7 @@ def clips(depth: int, dtype: torch.dtype):
         ours=ours,
         verify=verify,
         peers={name: peer},
-        limit=floor_steps(model),
+        limit=floor_steps(config, dtype),
         bars={"limit": 1 / 1.3, name: 1.5},
         notes=""
         if peer_dtype == dtype

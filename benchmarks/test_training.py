@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
-from eager_model import EagerTransformer
 from limits import emulated
 from registry import MEMORY, Case, cases
 from torch import Tensor, nn
 
 from videoar.next_scale import NextScaleTransformer, preset
 from videoar.next_scale.config import TransformerConfig
+from videoar.profiling.eager_model import EagerTransformer
 from videoar_kernels import RangeMask, bit_cross_entropy, pack_bits
 
 COMPILED = "torch.compile, SDPA masked"

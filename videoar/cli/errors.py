@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from videoar.data.video import VideoError
+from videoar.data.video_file import VideoError
 
 console = Console(stderr=True)
 

@@ -6,6 +6,7 @@ import typer
 
 from videoar.cli.evaluate import evaluate_app
 from videoar.cli.generate import generate
+from videoar.cli.profile import profile
 from videoar.cli.train import train_app
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(generate)
+app.command()(profile)
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.sampling import DecodedFrame
 from videoar.tokenizer import VideoTokenizer
 
 
 @torch.no_grad()
-def decode_ahead(frames: Iterable[DecodedFrame], tokenizer: VideoTokenizer) -> Iterator[Tensor]:
+def decode_ahead(
+    frames: Iterable[DecodedFrame], tokenizer: VideoTokenizer, observer: Observer = UNOBSERVED
+) -> Iterator[Tensor]:
     """Yield pixels (B, 3, n, H, W) in [-1, 1] of one latent frame after another.
 
     On CUDA a frame's pixels are handed over when the next frame's steps are queued: the two run side by side.
@@ -20,21 +23,23 @@ def decode_ahead(frames: Iterable[DecodedFrame], tokenizer: VideoTokenizer) -> I
     Args:
         frames: latent frames in order, on the tokenizer's device.
         tokenizer: decodes them.
+        observer: sees the part "decode" of every frame, on the stream it runs on.
     """
     state, queued = None, None
     beside = None
-    for frame in frames:
+    for index, frame in enumerate(frames):
         if not frame.total.is_cuda:
-            chunk = tokenizer.decode_chunk(frame.total[:, None], state)
-            state = chunk.state
-            yield chunk.video.clamp(-1, 1)
+            with observer.part("decode", frame=index):
+                chunk = tokenizer.decode_chunk(frame.total[:, None], state)
+                state, pixels = chunk.state, chunk.video.clamp(-1, 1)
+            yield pixels
             continue
         current = torch.cuda.current_stream(frame.total.device)
         if queued is not None:
             yield _handed_over(queued, beside, current)
         beside = beside or torch.cuda.Stream(frame.total.device)
         beside.wait_stream(current)
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(beside), observer.part("decode", frame=index):
             chunk = tokenizer.decode_chunk(frame.total[:, None], state)
             state, queued = chunk.state, chunk.video.clamp(-1, 1)
         frame.total.record_stream(beside)

@@ -12,7 +12,8 @@ from torch import Tensor
 from videoar.model_folder import read_json, write_json
 from videoar.next_scale.decode_ahead import decode_ahead
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.sampling import FrameDecoder
+from videoar.next_scale.observer import UNOBSERVED, Observer
+from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
 from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.text import Conditioner, Prompt, load_conditioner
 from videoar.next_scale.transformer import NextScaleTransformer
@@ -112,6 +113,7 @@ class VideoPipeline:
         seed: int | Sequence[int] = 0,
         guidance: GuidanceSchedule | float | None = None,
         temperature: float | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> Iterator[Tensor]:
         """Yield pixels (B, 3, n, H, W) in [-1, 1] as they are decoded: first 1 frame, then one time stride each.
 
@@ -123,10 +125,35 @@ class VideoPipeline:
             seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch.
             guidance: schedule or a constant; the default's if None.
             temperature: of the bits; the default's if None.
+            observer: sees the parts "text", "decode" and those of `FrameDecoder.decode`.
 
         Raises:
             ValueError: if the frames don't fit the tokenizer's stride, or the video is not shorter.
         """
+        decoded = self.latents(
+            prompts,
+            video=video,
+            frames=frames,
+            seed=seed,
+            guidance=guidance,
+            temperature=temperature,
+            observer=observer,
+        )
+        yield from decode_ahead(decoded, self.tokenizer, observer)
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        video: Tensor | None = None,
+        frames: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: GuidanceSchedule | float | None = None,
+        temperature: float | None = None,
+        observer: Observer = UNOBSERVED,
+    ) -> Iterator[DecodedFrame]:
+        """Yield latent frames as they are drawn; arguments and errors as `stream`."""
         count, stride = len(prompts), self.tokenizer.config.time_stride
         frames = self.defaults.frames if frames is None else frames
         if frames < 1 or (frames - 1) % stride:
@@ -136,13 +163,13 @@ class VideoPipeline:
             guidance = GuidanceSchedule.constant(float(guidance))
         given = None if video is None else self._given(video, count, frames)
         dtype = self.transformer.dtype
-        uncond = None if guidance.is_one else self.conditioner([None]).to(dtype).expand(count, -1, -1)
-        text = self.conditioner(prompts).to(dtype)
+        with observer.part("text"):
+            uncond = None if guidance.is_one else self.conditioner([None]).to(dtype).expand(count, -1, -1)
+            text = self.conditioner(prompts).to(dtype)
         temperature = self.defaults.temperature if temperature is None else temperature
         decoder = self._decoder(text, 1 + (frames - 1) // stride, guidance, temperature)
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        decoded = decoder.decode(text, seeds=seeds, uncond=uncond, given=given)
-        yield from decode_ahead(decoded, self.tokenizer)
+        yield from decoder.decode(text, seeds=seeds, uncond=uncond, given=given, observer=observer)
 
     def _decoder(self, text: Tensor, frames: int, guidance: GuidanceSchedule, temperature: float) -> FrameDecoder:
         """A decoder for clips like this; on CUDA one whose graphs are kept from clip to clip."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from videoar.next_scale.guidance import GuidanceSchedule
+from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.step_graphs import StepRunner, run_eagerly
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar_kernels import KVCache, pyramid_resample, pyramid_step, sample_bits
@@ -94,13 +95,22 @@ class FrameDecoder:
         self._inputs = torch.zeros_like(self._resampled)  # what is known before a scale is drawn
         self._bits = like.new_zeros(*tokens, (config.bits + 7) // 8, dtype=torch.uint8)
         self._cache = decoding_cache(transformer, self._prompt, frames)
+        self._whole = self._inside = UNOBSERVED
         self.busy = False  # a clip is being decoded
 
     @torch.no_grad()
     def decode(
-        self, text: Tensor, *, seeds: Sequence[int], uncond: Tensor | None = None, given: Tensor | None = None
+        self,
+        text: Tensor,
+        *,
+        seeds: Sequence[int],
+        uncond: Tensor | None = None,
+        given: Tensor | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> Iterator[DecodedFrame]:
         """Yield latent frames; arguments as of `decode_frames`.
+
+        `observer` sees the part "prefill", then "transformer" and "sampling", or "step" where graphs replay whole ones.
 
         Raises:
             RuntimeError: if another clip is not finished.
@@ -109,27 +119,31 @@ class FrameDecoder:
         if self.busy:
             raise RuntimeError("FrameDecoder: expected one clip at a time, got a second while the first is decoded")
         self.busy = True
+        eager = self.run is run_eagerly
+        self._whole, self._inside = (UNOBSERVED, observer) if eager else (observer, UNOBSERVED)
         try:
             self._begin(text, seeds, uncond)
+            with observer.part("prefill"):
+                tokens = self._prompt.shape[1]
+                self._run_step(("text",), lambda: self.transformer.prefill(self._prompt, self._cache), tokens, True)
             yield from self._frames(given)
         finally:
             self.busy = False
 
     def _frames(self, given: Tensor | None) -> Iterator[DecodedFrame]:
-        tokens = self._prompt.shape[1]
-        self._run_step(("text",), lambda: self.transformer.prefill(self._prompt, self._cache), tokens, True)
         for frame in range(self.frames):
             for scale in range(len(self.scales)):
                 here = self.layout.within_frame(scale)
                 known = given is not None and frame < given.shape[1]
                 if known:
                     self._bits[:, here] = given[:, frame, here]
-                self._run_step(
-                    (frame, scale, known),
-                    lambda frame=frame, scale=scale, known=known: self._step(frame, scale, known),
-                    here.stop - here.start,
-                    scale == len(self.scales) - 1,
-                )
+                with self._whole.part("step", frame=frame, scale=scale):
+                    self._run_step(
+                        (frame, scale, known),
+                        lambda frame=frame, scale=scale, known=known: self._step(frame, scale, known),
+                        here.stop - here.start,
+                        scale == len(self.scales) - 1,
+                    )
             yield DecodedFrame(self._bits.clone(), self._total.clone())
 
     def _begin(self, text: Tensor, seeds: Sequence[int], uncond: Tensor | None) -> None:
@@ -150,17 +164,29 @@ class FrameDecoder:
 
     def _step(self, frame: int, scale: int, known: bool) -> None:
         """One (frame, scale) on the decoder's tensors; nothing here may depend on their values."""
-        here, size, copies = self.layout.within_frame(scale), self.scales[scale], self.copies
         if scale == 0:
-            self._previous.copy_(self._total)
-            self._total.zero_()
-            self._resampled.copy_(pyramid_resample(self._previous[:, None], self.scales)[:, 0])
-            self._inputs[:, here] = self._resampled[:, here]
+            with self._inside.part("sampling", frame=frame, scale=0):
+                self._previous.copy_(self._total)
+                self._total.zero_()
+                self._resampled.copy_(pyramid_resample(self._previous[:, None], self.scales)[:, 0])
+                here = self.layout.within_frame(0)
+                self._inputs[:, here] = self._resampled[:, here]
+        with self._inside.part("transformer", frame=frame, scale=scale):
+            logits = self._logits(frame, scale)
+        with self._inside.part("sampling", frame=frame, scale=scale):
+            self._draw(logits, frame, scale, known)
+
+    def _logits(self, frame: int, scale: int) -> Tensor:
+        here, copies = self.layout.within_frame(scale), self.copies
         inputs = self._inputs[:, here].repeat(copies, 1, 1)
         context = None if self.transformer.context is None else self._resampled[:, here].repeat(copies, 1, 1)
-        logits = self.transformer.step(self._prompt, inputs, context, self._cache, frame=frame, scale=scale)
+        return self.transformer.step(self._prompt, inputs, context, self._cache, frame=frame, scale=scale)
+
+    def _draw(self, logits: Tensor, frame: int, scale: int, known: bool) -> None:
+        """The bits of a scale, unless they are known, into the sum and the next scale's input."""
+        here = self.layout.within_frame(scale)
         if not known:
-            cond, uncond = (logits, None) if copies == 1 else logits.chunk(2)
+            cond, uncond = (logits, None) if self.copies == 1 else logits.chunk(2)
             self._bits[:, here] = sample_bits(
                 cond,
                 uncond=uncond,
@@ -170,7 +196,7 @@ class FrameDecoder:
                 offset=frame * len(self.scales) + scale,
             ).bits
         following = self.scales[scale + 1] if scale + 1 < len(self.scales) else None
-        total, inputs = pyramid_step(self._total, self._bits[:, here], size, following)
+        total, inputs = pyramid_step(self._total, self._bits[:, here], self.scales[scale], following)
         self._total.copy_(total)
         if following is not None:
             self._inputs[:, self.layout.within_frame(scale + 1)] = inputs

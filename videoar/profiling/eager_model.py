@@ -1,4 +1,4 @@
-"""Paper S's transformer as one writes it without this library: what the model benchmarks compare with.
+"""Paper S's transformer as one writes it without this library: what the profiler and the benchmarks compare with.
 
 Plain PyTorch only: SDPA under a dense mask, RoPE from a table, F.rms_norm, a cache grown by concatenation. Parameters
 bear the names of `videoar.next_scale.NextScaleTransformer`, so that one state dict serves both. It may be compiled.
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoar.next_scale import NextScaleTransformer
 from videoar.next_scale.config import TransformerConfig
+from videoar.next_scale.transformer import NextScaleTransformer
 from videoar_kernels import RangeMask, multiscale_positions
 
 Cache = list[tuple[Tensor, Tensor] | None]  # keys and values (B, Hk, L, D) of every block
@@ -91,11 +91,22 @@ class Block(nn.Module):
 
 
 class EagerTransformer(nn.Module):
-    """The twin of a `NextScaleTransformer`, with its weights."""
+    """The twin of a `NextScaleTransformer`, on the very weights that it has when the twin is made.
 
-    def __init__(self, ours: NextScaleTransformer) -> None:
+    Args:
+        ours: on its device, in its dtype, not yet packed.
+        whole_clips: whether `forward` is wanted, which needs a dense mask of the whole clip.
+    """
+
+    def __init__(self, ours: NextScaleTransformer, *, whole_clips: bool = True) -> None:
         super().__init__()
         config = self.config = ours.config
+        with torch.device("meta"):
+            self._make_layers(config)
+        self.load_state_dict(ours.state_dict(), assign=True)
+        self.prepare(config.frames, whole_clips)
+
+    def _make_layers(self, config: TransformerConfig) -> None:
         width = config.width
         self.text_in = nn.Linear(config.text_width, width, bias=False)
         self.input = nn.Linear(config.bits, width, bias=False)
@@ -110,18 +121,18 @@ class EagerTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, config.bits, bias=False)
-        self.load_state_dict(ours.state_dict())
-        self.to(next(ours.parameters()).dtype)
-        self.prepare(config.frames)
 
-    def prepare(self, frames: int) -> None:
+    def prepare(self, frames: int, whole_clips: bool = True) -> None:
         """Mask and tables of a clip of `frames` frames, built once: no step pays for them."""
-        config, scales = self.config, list(self.config.scales)
+        config, scales, device = self.config, list(self.config.scales), self.start.device
         positions = multiscale_positions(config.text_len, frames, scales, align=config.align)
-        self.cos, self.sin = rope_table(positions, config.head_dim, config.theta)
-        self.mask = RangeMask.multiscale(config.text_len, frames, scales, window=config.window).to_dense()
+        self.cos, self.sin = (part.to(device) for part in rope_table(positions, config.head_dim, config.theta))
+        self.mask = None
+        if whole_clips:
+            mask = RangeMask.multiscale(config.text_len, frames, scales, window=config.window)
+            self.mask = mask.to_dense().to(device)
         lengths = torch.tensor([h * w for h, w in scales])
-        self.scale_ids = torch.repeat_interleave(torch.arange(len(scales)), lengths).repeat(frames)
+        self.scale_ids = torch.repeat_interleave(torch.arange(len(scales)), lengths).repeat(frames).to(device)
 
     def forward(self, text: Tensor, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits (B, T, N, d) of a whole clip, as `NextScaleTransformer.forward`."""
@@ -145,7 +156,7 @@ class EagerTransformer(nn.Module):
     ) -> Tensor:
         """Logits (B, h * w, d) of one (frame, scale), which `cache` holds afterwards."""
         areas = [h * w for h, w in self.config.scales]
-        ids = torch.full((areas[scale],), scale)
+        ids = torch.full((areas[scale],), scale, device=inputs.device)
         x = self.embed(text, inputs, context, ids, areas[0] if frame == scale == 0 else 0)
         return self.head(self.norm(self.run(x, text.shape[1] + frame * sum(areas) + sum(areas[:scale]), cache)))
 
