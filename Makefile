@@ -12,7 +12,7 @@ endif
 CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench emulate sanitize lint format cuda-check build clean
+.PHONY: demo test bench emulate sanitize lint format cuda-check gpu-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -58,6 +58,11 @@ format: $(READY)
 
 cuda-check: $(READY)
 	$(PYTHON) csrc/cuda/check.py
+
+# Everything that needs a GPU, with the Python that is there: OUT=folder STAGES="build tests" LIMIT=540.
+gpu-check:
+	$(if $(filter $(VENV)/bin/python,$(PYTHON)),python3,$(PYTHON)) tests/gpu_check.py \
+	  --out "$(or $(OUT),build/gpu-check)" --limit $(or $(LIMIT),540) $(STAGES)
 
 clean:
 	rm -rf build *.egg-info videoar_kernels/*.so $(VENV)

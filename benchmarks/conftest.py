@@ -24,6 +24,7 @@ def pytest_addoption(parser):
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
     group.addoption("--json", type=Path, help="write the run to this file")
     group.addoption("--save", action="store_true", help="write JSON, PNG and HTML to benchmarks/results")
+    group.addoption("--save-to", type=Path, help="write JSON to this file, PNG and HTML beside it")
     group.addoption("--fresh-memory", action="store_true", help="leave malloc alone: fresh pages count")
 
 
@@ -113,4 +114,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--save"):
         path = default_path(machine.describe(run.device)["device"])
         for file in run.write(path if run.complete else path.with_stem(f"{path.stem}_partial")):
+            write(f"written: {file}")
+    if path := config.getoption("--save-to"):
+        for file in run.write(path):
             write(f"written: {file}")

@@ -6,6 +6,17 @@ import torch
 from videoar_kernels import library
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test marked `gpu`, or with a parameter "cuda", belongs to `make gpu-check` and is skipped without a GPU."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(p, (str, torch.device)) and str(p) == "cuda" for p in parameters):
+            item.add_marker("gpu")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fills every torch.empty with NaN, so that an element that a kernel leaves unwritten is seen."""

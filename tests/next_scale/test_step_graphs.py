@@ -71,7 +71,7 @@ def test_a_decoder_takes_one_clip_at_a_time_and_recovers_from_one_left_early():
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cuda_graphs_decode_other_clips(dtype: torch.dtype):
     config = sharp_config(width=128)

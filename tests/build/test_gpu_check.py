@@ -1,0 +1,153 @@
+"""The machinery of `make gpu-check` on made-up stages, and that it says so where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu_check
+import pytest
+import stage_runner
+import torch
+from stage_runner import ROOT, Command, Stage, check, choose, junit_counts, run_stages, sanitizer_counts
+
+PASSING = "def test_a(): pass\n\ndef test_b(): pass\n"
+MIXED = PASSING + "import pytest\n\ndef test_c(): assert 0\n\n@pytest.mark.skip\ndef test_d(): pass\n"
+
+
+def python(code: str, **options) -> Command:
+    return Command((sys.executable, "-c", code), **options)
+
+
+def tests(folder: Path, text: str, *arguments: str) -> Command:
+    file, report = folder / "test_made_up.py", folder / "made_up.xml"
+    file.write_text(text)
+    run = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", str(file), *arguments)
+    return Command(run, report=report)
+
+
+def test_a_failing_stage_stops_neither_the_next_nor_the_report(tmp_path):
+    stages = [
+        Stage("first", 20, (python("print('hello')"), python("import sys; sys.exit(3)"), python("print('unreached')"))),
+        Stage("second", 20, (python("import os; print(os.environ['COLOUR'])", environment={"COLOUR": "red"}),)),
+    ]
+    assert not check(stages, tmp_path, 60, {"device": "made up"})
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert report["passed"] is False and report["device"] == {"device": "made up"}
+    first, second = report["stages"]
+    assert first["state"] == "failed" and [c["exit_code"] for c in first["commands"]] == [0, 3]
+    assert second["state"] == "passed" and "COLOUR=red" in second["commands"][0]["command"]
+    assert "hello" in (tmp_path / "first.log").read_text() and "unreached" not in (tmp_path / "first.log").read_text()
+    assert (tmp_path / "second.log").read_text().endswith("red\n")
+    assert check(stages[1:], tmp_path, 60, {})
+
+
+def test_tests_are_counted_and_none_passed_is_a_failure(tmp_path):
+    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, MIXED),))], tmp_path, 60)
+    assert stage["counts"] == {"passed": 2, "failed": 1, "skipped": 1} and stage["state"] == "failed"
+    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, PASSING),))], tmp_path, 60)
+    assert stage["counts"] == {"passed": 2, "failed": 0, "skipped": 0} and stage["state"] == "passed"
+    skipped = "import pytest\n\n@pytest.mark.skip\ndef test_a(): pass\n"
+    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, skipped),))], tmp_path, 60)
+    assert stage["state"] == "failed" and stage["reason"] == "no test passed"
+
+
+def test_a_stage_beyond_its_budget_is_interrupted_and_may_still_write(tmp_path):
+    written = tmp_path / "found.json"
+    code = (
+        "import json, pathlib, time\n"
+        "try:\n    time.sleep(60)\n"
+        f"except KeyboardInterrupt:\n    pathlib.Path({str(written)!r}).write_text(json.dumps({{'rows': 2}}))\n"
+    )
+    start = time.monotonic()
+    stages = [Stage("slow", 1.5, (python(code, writes=(written,)),)), Stage("next", 20, (python("print(1)"),))]
+    slow, following = run_stages(stages, tmp_path, 60)
+    assert time.monotonic() - start < 20
+    assert slow["state"] == "timed out" and slow["commands"][0]["exit_code"] is None
+    assert slow["results"] == {"found": {"rows": 2}}
+    assert following["state"] == "passed"
+
+
+def test_what_will_not_be_interrupted_is_killed_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_runner, "GRACE", 0.5)
+    note = tmp_path / "alive"
+    child = f"import pathlib, time; time.sleep(4); pathlib.Path({str(note)!r}).touch()"
+    code = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
+    )
+    (stage,) = run_stages([Stage("stubborn", 1.5, (python(code),))], tmp_path, 60)
+    assert stage["state"] == "timed out" and "still there" in (tmp_path / "stubborn.log").read_text()
+    time.sleep(4.5)
+    assert not note.exists()
+
+
+def test_time_left_over_goes_to_later_stages_and_the_limit_holds(tmp_path, capsys):
+    sleep = "import time; time.sleep({})"
+    stages = [Stage("quick", 5, (python("pass"),)), Stage("long", 0.2, (python(sleep.format(1)),))]
+    assert [found["state"] for found in run_stages(stages, tmp_path, 60)] == ["passed", "passed"]
+    starved = [Stage("all", 30, (python(sleep.format(30)),)), Stage("none", 30, (python("pass"),))]
+    assert [found["state"] for found in run_stages(starved, tmp_path, 1.0)] == ["timed out", "timed out"]
+    assert "no time left" in (tmp_path / "none.log").read_text()
+
+
+def test_what_cannot_run_is_told_and_fails_nothing(tmp_path, capsys):
+    assert check([Stage("memcheck", 5, (python("1 / 0"),), missing="no compute-sanitizer")], tmp_path, 60, {})
+    assert "unavailable" in capsys.readouterr().out
+    (stage,) = json.loads((tmp_path / "gpu-check.json").read_text())["stages"]
+    assert stage["state"] == "unavailable" and stage["reason"] == "no compute-sanitizer" and not stage["commands"]
+
+
+def test_a_program_that_is_not_there_is_a_failure(tmp_path):
+    (stage,) = run_stages([Stage("lost", 5, (Command(("/nowhere/at/all",)),))], tmp_path, 60)
+    assert stage["state"] == "failed" and stage["commands"][0]["exit_code"] == 127
+
+
+def test_summaries_of_the_sanitizer_are_counted():
+    assert sanitizer_counts("========= ERROR SUMMARY: 2 errors\n") == {"errors": 2, "hazards": 0}
+    text = "========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)\n"
+    assert sanitizer_counts(text) == {"errors": 0, "hazards": 3}
+    assert sanitizer_counts("killed") == {}
+
+
+def test_stages_are_chosen_by_name_in_their_own_order(tmp_path):
+    stages = gpu_check.stages(tmp_path, "90a", "/usr/bin/compute-sanitizer")
+    assert [stage.name for stage in choose(stages, [])] == [
+        "build", "tests", "equality", "profile", "memcheck", "racecheck", "benchmarks",
+    ]  # fmt: skip
+    assert [stage.name for stage in choose(stages, ["equality", "build"])] == ["build", "equality"]
+    with pytest.raises(ValueError, match="expected stages among build, tests, .*, got speed"):
+        choose(stages, ["speed"])
+
+
+def test_all_stages_together_fit_into_nine_minutes(tmp_path):
+    stages = gpu_check.stages(tmp_path, "90a", None)
+    assert sum(stage.seconds for stage in stages) <= gpu_check.LIMIT <= 540
+    assert [stage.name for stage in stages if stage.missing] == ["memcheck", "racecheck"]
+
+
+def test_every_file_that_a_stage_names_exists(tmp_path):
+    commands = [c for stage in gpu_check.stages(tmp_path, "90a", "sanitizer") for c in stage.commands]
+    named = [a.removeprefix("--ignore=") for c in commands for a in c.arguments if "/" in a and str(tmp_path) not in a]
+    missing = [name for name in named if not name.startswith(sys.prefix) and not (ROOT / name).exists()]
+    assert missing == [] and "tests/every_op.py" in named and "benchmarks/test_sampling.py" in named
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_fails(tmp_path):
+    command = ["make", "gpu-check", f"PYTHON={sys.executable}", f"OUT={tmp_path}", "STAGES=build"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "sees no NVIDIA GPU: nothing was checked" in done.stderr
+    assert not (tmp_path / "gpu-check.json").exists()
+
+
+def test_small_shapes_of_every_op_run_on_a_cpu():
+    done = subprocess.run(
+        [sys.executable, "tests/every_op.py", "cpu"],
+        cwd=ROOT, env={**gpu_check.os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results") == 12

@@ -1,0 +1,176 @@
+"""Proves the GPU half of this repository in one command: `make gpu-check`.
+
+    make gpu-check OUT=folder [STAGES="build tests"] [LIMIT=540] [PYTHON=python3]
+
+Stages run one after the other, each within its budget of seconds plus what those before it left over; one that fails
+does not stop the next. The folder gets `gpu-check.json` (device, versions; per stage command, seconds, exit code,
+counts, and the JSON it wrote) and `<stage>.log`. No network. The exit code is 0 only if every stage passed.
+Not yet run on a GPU; tests/build/test_gpu_check.py runs its machinery on made-up stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from stage_runner import ROOT, Command, Stage, check, choose, sanitizer_counts
+
+LIMIT = 540.0
+VERSIONS = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "nvidia-ml-py", "cmake", "ninja")
+# In this order: should time run short, what the bars ask for has been measured.
+BENCHMARKS = (
+    "attention_gpu", "sampling", "rope", "norm", "bits", "kv_cache", "pyramid", "attention", "attention_decode",
+    "attention_backward", "training",
+)  # fmt: skip
+
+
+def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
+    """The stages of a GPU of CUDA architecture `architecture`, such as 90a."""
+    python = sys.executable
+    tests = (python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=15")
+    suites = ("tests/kernels", "tests/next_scale", "tests/profiling")
+    backends = "tests/kernels/test_backends.py"
+
+    def pytest(name: str, *arguments: str) -> Command:
+        report = out / f"{name}.xml"
+        return Command((*tests, "-m", "gpu", f"--junitxml={report}", *arguments), report=report)
+
+    def sanitize(tool: str) -> Stage:
+        # The allocator would otherwise hide what lies beyond a tensor inside one large block.
+        settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        command = Command(
+            (sanitizer or "", "--tool", tool, "--error-exitcode", "99", python, "tests/every_op.py", "cuda"),
+            settings,
+            sanitizer_counts,
+        )
+        missing = "" if sanitizer else "no compute-sanitizer in PATH or CUDA_HOME/bin"
+        return Stage(tool, 55, (command,), missing)
+
+    def profile(name: str) -> Command:
+        written = out / f"profile_{name}.json"
+        run = (python, "-c", "from videoar.cli import app; app()", "profile", "--preset", name, "--device", "cuda")
+        page = str(written.with_suffix(".html"))
+        return Command((*run, "--compare", "eager", "--json", str(written), "--html", page), writes=(written,))
+
+    build = {"VIDEOAR_CUDA": "1", "VIDEOAR_CUDA_ARCHS": architecture}
+    measured = out / "benchmarks.json"
+    files = [f"benchmarks/test_{name}.py" for name in BENCHMARKS]
+    benchmarks = (python, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cuda", "--seconds", "1")
+    return [
+        Stage(
+            "build",
+            120,
+            (
+                Command((python, "setup.py", "--quiet", "build_ext", "--inplace"), build),
+                Command((python, "-m", "videoar_kernels.info")),
+            ),
+        ),
+        Stage("tests", 110, (pytest("tests", *suites, f"--ignore={backends}"),)),
+        Stage("equality", 30, (pytest("equality", backends),)),
+        Stage("profile", 60, (profile("L"), profile("XL"))),
+        sanitize("memcheck"),
+        sanitize("racecheck"),
+        Stage(
+            "benchmarks",
+            110,
+            (
+                Command(
+                    (*benchmarks, "--save-to", str(measured), *(f for f in files if (ROOT / f).exists())),
+                    writes=(measured,),
+                ),
+            ),
+        ),
+    ]
+
+
+def describe() -> dict[str, str]:
+    """Device, driver and versions."""
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc")
+    facts = {
+        "device": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "driver": _output(*query).splitlines()[0] if _output(*query) else "unknown",
+        "cuda of torch": str(torch.version.cuda),
+        "nvcc": (re.findall(r"release [^\n]+", _output(nvcc, "--version")) or ["absent"])[0],
+        "compute-sanitizer": find_sanitizer() or "absent",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or "unknown",
+        "local changes": "yes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "no",
+    }
+    for name in VERSIONS:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "absent"
+    return {**facts, "torch": torch.__version__}
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def find_sanitizer() -> str | None:
+    """Returns the path of compute-sanitizer, if there is one."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    places = [home / "bin/compute-sanitizer", home / "compute-sanitizer/compute-sanitizer"]
+    return shutil.which("compute-sanitizer") or next((str(path) for path in places if path.is_file()), None)
+
+
+def architecture() -> str:
+    """Returns what nvcc calls this GPU: with the features of its own generation from Hopper on."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
+
+
+def why_not() -> str:
+    """Returns why nothing can run here, or ""."""
+    try:
+        import torch
+    except ImportError:
+        return f"{sys.executable} has no PyTorch; choose another with PYTHON=..."
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} of {sys.executable} sees no NVIDIA GPU: nothing was checked"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__.split("\n")[0])
+    parser.add_argument("stages", nargs="*", help="which ones; all if none are named")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all of them")
+    options = parser.parse_args(arguments)
+    if reason := why_not():
+        print(f"gpu-check: {reason}", file=sys.stderr)
+        return 2
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        chosen = choose(stages(out, architecture(), find_sanitizer()), options.stages)
+    except ValueError as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        return 2
+    return 0 if check(chosen, out, options.limit, describe()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Runs commands in stages that have budgets, and keeps what came of them: the machinery of `make gpu-check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 15.0  # seconds that a stopped command has to write what it found
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process.
+
+    Args:
+        arguments: program and arguments.
+        environment: variables beside the caller's.
+        counts: reads figures from the log's text; None reads none.
+        writes: JSON files it leaves, which the report takes in.
+        report: JUnit XML that it leaves; a run in which no test passed counts as failed.
+    """
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    counts: Callable[[str], dict[str, int]] | None = None
+    writes: tuple[Path, ...] = ()
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that belong together; the first that fails ends the stage.
+
+    Args:
+        name: as STAGES takes it.
+        seconds: budget.
+        commands: what to run.
+        missing: why it cannot run here, or "". Such a stage does not count against the rest.
+    """
+
+    name: str
+    seconds: float
+    commands: tuple[Command, ...]
+    missing: str = ""
+
+
+def choose(known: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+    """The stages of these names in their usual order; all if none are given.
+
+    Raises:
+        ValueError: if there is no such stage.
+    """
+    unknown = [name for name in names if name not in {stage.name for stage in known}]
+    if unknown:
+        raise ValueError(f"expected stages among {', '.join(s.name for s in known)}, got {', '.join(unknown)}")
+    return [stage for stage in known if not names or stage.name in names]
+
+
+def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str]) -> bool:
+    """Runs stages, writes the report, and returns whether all passed."""
+    start = time.monotonic()
+    results = run_stages(chosen, out, limit)
+    passed = all(found["state"] in ("passed", "unavailable") for found in results)
+    report = {
+        "schema": 1,
+        "passed": passed,
+        "seconds": round(time.monotonic() - start, 2),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "device": facts,
+        "stages": results,
+    }
+    path = out / "gpu-check.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    for found in results:
+        reason = found.get("reason", "")
+        print(f"  {found['name']:<12} {found['state']:<12} {found['seconds']:6.0f} s  {found['counts'] or ''} {reason}")
+    print(f"gpu-check: {'all passed' if passed else 'NOT all passed'} in {report['seconds']:.0f} s; {path}")
+    return passed
+
+
+def run_stages(chosen: Sequence[Stage], out: Path, limit: float) -> list[dict]:
+    """Runs stages in order and returns what became of each."""
+    results, saved, end = [], 0.0, time.monotonic() + limit
+    for stage in chosen:
+        budget = min(stage.seconds + saved, end - time.monotonic())
+        print(f"gpu-check: {stage.name}, {max(budget, 0):.0f} s at most", flush=True)
+        found = run_stage(stage, out, budget)
+        saved = max(0.0, budget - found["seconds"])
+        results.append(found)
+        print(f"gpu-check: {stage.name} {found['state']} after {found['seconds']:.0f} s {found['counts'] or ''}")
+        if found["state"] in ("failed", "timed out"):
+            print("".join(f"    {line}\n" for line in (out / f"{stage.name}.log").read_text().splitlines()[-25:]))
+    return results
+
+
+def run_stage(stage: Stage, out: Path, budget: float) -> dict:
+    """Runs one stage, its output in a log of its name."""
+    found = {"name": stage.name, "state": "passed", "seconds": 0.0, "commands": [], "counts": {}, "results": {}}
+    path, start = out / f"{stage.name}.log", time.monotonic()
+    if stage.missing:
+        return {**found, "state": "unavailable", "reason": stage.missing}
+    with path.open("w") as log:
+        for command in stage.commands:
+            code = run_command(command, log, budget - (time.monotonic() - start))
+            line = " ".join((*(f"{k}={v}" for k, v in command.environment.items()), *command.arguments))
+            found["commands"].append({"command": line, "exit_code": code})
+            found["counts"] |= _counts(command, path)
+            for written in command.writes:
+                if written.is_file():
+                    found["results"][written.stem] = json.loads(written.read_text())
+            none_passed = command.report is not None and not found["counts"].get("passed")
+            if code is None or code or none_passed:
+                found["state"] = "timed out" if code is None else "failed"
+                found["reason"] = "no test passed" if code == 0 else ""
+                break
+    return {**found, "seconds": round(time.monotonic() - start, 2), "log": path.name}
+
+
+def run_command(command: Command, log: TextIO, seconds: float) -> int | None:
+    """Returns the exit code, or None if it had to be stopped."""
+    if seconds <= 0:
+        log.write("no time left\n")
+        return None
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **command.environment}
+    log.write(f"$ {' '.join(command.arguments)}\n")
+    log.flush()
+    try:
+        process = subprocess.Popen(
+            command.arguments, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError as error:
+        log.write(f"{error}\n")
+        return 127
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest then writes what it has
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            log.write(f"still there {GRACE:.0f} s after it was interrupted\n")
+        return None
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Ends what a command left running."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def sanitizer_counts(text: str) -> dict[str, int]:
+    """Errors and hazards that compute-sanitizer sums up at its end."""
+    errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
+    hazards = re.findall(r"RACECHECK SUMMARY: (\d+) hazard", text)
+    return {"errors": sum(map(int, errors)), "hazards": sum(map(int, hazards))} if errors or hazards else {}
+
+
+def junit_counts(path: Path) -> dict[str, int]:
+    """Tests that passed, failed and were skipped."""
+    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    total, *rest = (sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "failures", "errors", "skipped"))
+    return {"passed": total - sum(rest), "failed": rest[0] + rest[1], "skipped": rest[2]}
+
+
+def _counts(command: Command, log: Path) -> dict[str, int]:
+    if command.report is not None and command.report.is_file():
+        return junit_counts(command.report)
+    return command.counts(log.read_text()) if command.counts else {}
