@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gpu_check
 import pytest
 import stage_runner
 import torch
-from stage_runner import ROOT, Command, Stage, check, choose, junit_counts, run_stages, sanitizer_counts
+from stage_runner import ROOT, Command, Stage, check, choose, run_stages, sanitizer_counts
 
 PASSING = "def test_a(): pass\n\ndef test_b(): pass\n"
 MIXED = PASSING + "import pytest\n\ndef test_c(): assert 0\n\n@pytest.mark.skip\ndef test_d(): pass\n"
@@ -22,7 +21,7 @@ def python(code: str, **options) -> Command:
     return Command((sys.executable, "-c", code), **options)
 
 
-def tests(folder: Path, text: str, *arguments: str) -> Command:
+def suite(folder: Path, text: str, *arguments: str) -> Command:
     file, report = folder / "test_made_up.py", folder / "made_up.xml"
     file.write_text(text)
     run = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", str(file), *arguments)
@@ -46,12 +45,12 @@ def test_a_failing_stage_stops_neither_the_next_nor_the_report(tmp_path):
 
 
 def test_tests_are_counted_and_none_passed_is_a_failure(tmp_path):
-    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, MIXED),))], tmp_path, 60)
+    (stage,) = run_stages([Stage("tests", 60, (suite(tmp_path, MIXED),))], tmp_path, 60)
     assert stage["counts"] == {"passed": 2, "failed": 1, "skipped": 1} and stage["state"] == "failed"
-    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, PASSING),))], tmp_path, 60)
+    (stage,) = run_stages([Stage("tests", 60, (suite(tmp_path, PASSING),))], tmp_path, 60)
     assert stage["counts"] == {"passed": 2, "failed": 0, "skipped": 0} and stage["state"] == "passed"
     skipped = "import pytest\n\n@pytest.mark.skip\ndef test_a(): pass\n"
-    (stage,) = run_stages([Stage("tests", 60, (tests(tmp_path, skipped),))], tmp_path, 60)
+    (stage,) = run_stages([Stage("tests", 60, (suite(tmp_path, skipped),))], tmp_path, 60)
     assert stage["state"] == "failed" and stage["reason"] == "no test passed"
 
 
@@ -62,10 +61,8 @@ def test_a_stage_beyond_its_budget_is_interrupted_and_may_still_write(tmp_path):
         "try:\n    time.sleep(60)\n"
         f"except KeyboardInterrupt:\n    pathlib.Path({str(written)!r}).write_text(json.dumps({{'rows': 2}}))\n"
     )
-    start = time.monotonic()
-    stages = [Stage("slow", 1.5, (python(code, writes=(written,)),)), Stage("next", 20, (python("print(1)"),))]
+    stages = [Stage("slow", 3, (python(code, writes=(written,)),)), Stage("next", 20, (python("print(1)"),))]
     slow, following = run_stages(stages, tmp_path, 60)
-    assert time.monotonic() - start < 20
     assert slow["state"] == "timed out" and slow["commands"][0]["exit_code"] is None
     assert slow["results"] == {"found": {"rows": 2}}
     assert following["state"] == "passed"
@@ -73,16 +70,16 @@ def test_a_stage_beyond_its_budget_is_interrupted_and_may_still_write(tmp_path):
 
 def test_what_will_not_be_interrupted_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_runner, "GRACE", 0.5)
-    note = tmp_path / "alive"
-    child = f"import pathlib, time; time.sleep(4); pathlib.Path({str(note)!r}).touch()"
+    note = tmp_path / "child"
     code = (
-        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
+        "import pathlib, signal, subprocess, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\ntime.sleep(600)\n"
     )
-    (stage,) = run_stages([Stage("stubborn", 1.5, (python(code),))], tmp_path, 60)
+    (stage,) = run_stages([Stage("stubborn", 3, (python(code),))], tmp_path, 60)
     assert stage["state"] == "timed out" and "still there" in (tmp_path / "stubborn.log").read_text()
-    time.sleep(4.5)
-    assert not note.exists()
+    state = Path(f"/proc/{note.read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
 def test_time_left_over_goes_to_later_stages_and_the_limit_holds(tmp_path, capsys):
@@ -119,7 +116,7 @@ def test_stages_are_chosen_by_name_in_their_own_order(tmp_path):
         "build", "tests", "equality", "profile", "memcheck", "racecheck", "benchmarks",
     ]  # fmt: skip
     assert [stage.name for stage in choose(stages, ["equality", "build"])] == ["build", "equality"]
-    with pytest.raises(ValueError, match="expected stages among build, tests, .*, got speed"):
+    with pytest.raises(ValueError, match=r"expected stages among build, tests, .*, got speed"):
         choose(stages, ["speed"])
 
 
@@ -127,6 +124,13 @@ def test_all_stages_together_fit_into_nine_minutes(tmp_path):
     stages = gpu_check.stages(tmp_path, "90a", None)
     assert sum(stage.seconds for stage in stages) <= gpu_check.LIMIT <= 540
     assert [stage.name for stage in stages if stage.missing] == ["memcheck", "racecheck"]
+
+
+def test_gpu_tests_are_found_without_importing_the_rest(tmp_path):
+    (stage,) = choose(gpu_check.stages(tmp_path, "90a", None), ["tests"])
+    arguments = stage.commands[0].arguments
+    assert {"tests/kernels/test_rope_gpu.py", "tests/next_scale/test_step_graphs.py"} <= set(arguments)
+    assert "tests/next_scale/test_training.py" not in arguments  # needs PyAV, which a GPU machine may lack
 
 
 def test_every_file_that_a_stage_names_exists(tmp_path):

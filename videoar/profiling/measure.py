@@ -24,6 +24,7 @@ from videoar.profiling.subject import Subject
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 50
 WATCHED_SECONDS = 2.0  # NVML's power is a mean over up to a second
+LIMIT_CALLS = {"cpu": 1, "cuda": 20}  # a GPU's are over before the host has noticed
 Progress = Callable[[str], object]
 
 
@@ -74,7 +75,7 @@ def profile(
         for limit in limits:
             limit.call()
         count = rounds or max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
-        rates = _rounds(contenders, limits, recorder, count, progress)
+        rates = _rounds(contenders, limits, recorder, device, count, progress)
         gpu = _watch(subject, progress) if device == "cuda" else None
     flop_rate, byte_rate = (statistics.median(rates[limit.name]) for limit in limits)
     weight_bytes = torch.empty((), dtype=computing).element_size()
@@ -110,7 +111,7 @@ def _checked_disagreement(subject: Subject) -> float:
 
 
 def _rounds(
-    contenders: list[Contender], limits: list[Limit], recorder: Recorder, count: int, progress: Progress
+    contenders: list[Contender], limits: list[Limit], recorder: Recorder, device: str, count: int, progress: Progress
 ) -> dict[str, list[float]]:
     """Fills every contender's clips; each round begins with the next one. Returns the limits' rates."""
     rates: dict[str, list[float]] = {limit.name: [] for limit in limits}
@@ -120,8 +121,16 @@ def _rounds(
         for contender in contenders[start:] + contenders[:start]:
             contender.clips.append(recorder.clip(contender.run))
         for limit in limits:
-            rates[limit.name].append(limit.work / recorder.clip(lambda _, call=limit.call: call()).seconds)
+            rates[limit.name].append(LIMIT_CALLS[device] * limit.work / recorder.clip(_repeated(limit, device)).seconds)
     return rates
+
+
+def _repeated(limit: Limit, device: str) -> Callable[[Observer], None]:
+    def calls(_: Observer) -> None:
+        for _ in range(LIMIT_CALLS[device]):
+            limit.call()
+
+    return calls
 
 
 def _watch(subject: Subject, progress: Progress) -> Gpu:

@@ -78,7 +78,10 @@ class CpuRecorder:
 
 
 class CudaRecorder:
-    """Two CUDA events a part, read when the clip is done: nothing waits for the GPU in between."""
+    """Two CUDA events a part, read when the clip is done: nothing waits for the GPU in between.
+
+    Not yet run on a GPU.
+    """
 
     how = "CUDA events at the edges of every part, read after the clip; the clip itself by the host's clock"
 

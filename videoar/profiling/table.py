@@ -63,6 +63,9 @@ def remarks(profile: Profile) -> Iterator[str]:
     for name, size in profile.memory.items():
         yield f"Peak {name}: {size / 2**30:.2f} GiB, weights{beside} included."
     yield f"First clip: {time_text(profile.ours.first_clip)}, with all that is made once."
+    between = profile.ours.parts[-1].in_median_clip
+    if between < 0:
+        yield f"Parts ran side by side: together they are {time_text(-between)} longer than the clip."
     if profile.gpu is not None:
         yield gpu_text(profile.gpu)
 
