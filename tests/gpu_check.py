@@ -95,7 +95,8 @@ def gpu_tests() -> list[str]:
     """Returns the files with tests for a GPU; the others may import what this machine lacks."""
     folders = (ROOT / "tests" / name for name in ("kernels", "next_scale", "profiling"))
     files = (file for folder in folders for file in sorted(folder.glob("test_*.py")))
-    return [str(f.relative_to(ROOT)) for f in files if re.search(r"mark\.gpu|[\"']cuda[\"']", f.read_text())]
+    asks = re.compile(r"mark\.gpu|[\"']cuda[\"']|\bisa\b")  # the fixture `isa` offers the GPU, too
+    return [str(f.relative_to(ROOT)) for f in files if asks.search(f.read_text())]
 
 
 def describe() -> dict[str, str]:

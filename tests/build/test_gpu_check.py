@@ -137,7 +137,7 @@ def test_all_stages_together_fit_into_nine_minutes(tmp_path):
 def test_gpu_tests_are_found_without_importing_the_rest(tmp_path):
     (stage,) = choose(gpu_check.stages(tmp_path, "90a", None), ["tests"])
     arguments = stage.commands[0].arguments
-    assert {"tests/kernels/test_rope_gpu.py", "tests/next_scale/test_step_graphs.py"} <= set(arguments)
+    assert {"tests/kernels/test_rope.py", "tests/next_scale/test_step_graphs.py"} <= set(arguments)
     assert "tests/next_scale/test_training.py" not in arguments  # needs PyAV, which a GPU machine may lack
 
 
