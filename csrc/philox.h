@@ -5,11 +5,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define VIDEOAR_HOST_DEVICE __host__ __device__
-#else
-#define VIDEOAR_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 // Everything is static: an inline function of external linkage could be kept from an object file that was compiled
 // for a wider instruction set than the machine has.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../host_device.h"
 #include "dtype.h"
 #include "isa.h"
 #include "rope.h"
@@ -38,7 +39,7 @@ struct KvCacheKernels {
 VIDEOAR_DECLARE_KERNELS(KvCacheKernels, kv_cache_kernels)
 
 // Where token i since the reset lies: in the sink, or around the ring after it.
-static inline int64_t kv_slot(int64_t i, int64_t sink, int64_t capacity) {
+VIDEOAR_HOST_DEVICE static inline int64_t kv_slot(int64_t i, int64_t sink, int64_t capacity) {
   return i < sink ? i : sink + (i - sink) % (capacity - sink);
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../host_device.h"
 #include "dtype.h"
 #include "isa.h"
 
@@ -104,6 +105,9 @@ struct SwigluBackwardParams {
 // sums come out the same for any number. A group shorter than kGroupInTask rows never crosses a task.
 constexpr int64_t kGroupInTask = 64;
 
+// Tasks of the CPU's kernels, about.
+constexpr int64_t kNormTasks = 128;
+
 // Rows of sums are padded, so that whole vectors fit.
 static inline int64_t padded_width(int64_t width) { return (width + 31) / 32 * 32; }
 
@@ -113,7 +117,8 @@ struct NormTasks {
 
 // One of tokens_a and tokens_b divides the other, and both divide the length. (Static, so that no instruction set's
 // copy can serve another.)
-static inline NormTasks norm_tasks(const NormSizes& size, int64_t tokens_a, int64_t tokens_b) {
+static inline NormTasks norm_tasks(const NormSizes& size, int64_t tokens_a, int64_t tokens_b,
+                                   int64_t most_tasks = kNormTasks) {
   const int64_t rows = size.batch * size.length, tokens[2] = {tokens_a, tokens_b};
   if (rows == 0) return {0, 0, 0, 0};
   NormTasks tasks{size.length, 0, 0, 0};
@@ -125,18 +130,18 @@ static inline NormTasks norm_tasks(const NormSizes& size, int64_t tokens_a, int6
       tasks.span = tokens[i] < tasks.span ? tokens[i] : tasks.span;
     }
   }
-  const int64_t target = (rows + 127) / 128;
+  const int64_t target = (rows + most_tasks - 1) / most_tasks;
   tasks.run = (target < kGroupInTask ? kGroupInTask : target) / unit * unit;
   tasks.runs_per_span = (tasks.span + tasks.run - 1) / tasks.run;
   tasks.count = rows / tasks.span * tasks.runs_per_span;
   return tasks;
 }
 
-static inline int64_t task_begin(const NormTasks& tasks, int64_t task) {
+VIDEOAR_HOST_DEVICE static inline int64_t task_begin(const NormTasks& tasks, int64_t task) {
   return task / tasks.runs_per_span * tasks.span + task % tasks.runs_per_span * tasks.run;
 }
 
-static inline int64_t task_end(const NormTasks& tasks, int64_t task) {
+VIDEOAR_HOST_DEVICE static inline int64_t task_end(const NormTasks& tasks, int64_t task) {
   const int64_t span_end = (task / tasks.runs_per_span + 1) * tasks.span, run_end = task_begin(tasks, task) + tasks.run;
   return run_end < span_end ? run_end : span_end;
 }

@@ -3,6 +3,7 @@
 // loop here has a tail.
 #pragma once
 
+#include "../resample_taps.h"
 #include "simd.h"
 
 namespace videoar {
@@ -14,27 +15,6 @@ struct Size {
   int64_t area() const { return h * w; }
 };
 
-// Adaptive average pooling: output i of n averages inputs [begin, end) of m.
-struct Bin {
-  int64_t begin, end;
-};
-static inline Bin area_bin(int64_t i, int64_t n, int64_t m) { return {i * m / n, ((i + 1) * m + n - 1) / n}; }
-
-// Bilinear with align_corners=False: output i of m is x[first] + weight * (x[second] - x[first]).
-template <class A>
-struct Tap {
-  int64_t first, second;
-  A weight;
-};
-template <class A>
-static inline Tap<A> bilinear_tap(int64_t i, int64_t n, int64_t m) {
-  A source = A(n) / A(m) * (A(i) + A(0.5)) - A(0.5);
-  if (source < 0) source = 0;
-  int64_t first = int64_t(source);
-  if (first > n - 1) first = n - 1;
-  return {first, first < n - 1 ? first + 1 : first, source - A(first)};
-}
-
 template <class A>
 static inline void fill_zero(A* x, int64_t n) {
   std::memset(x, 0, size_t(n) * sizeof(A));
@@ -44,9 +24,9 @@ static inline void fill_zero(A* x, int64_t n) {
 template <class A>
 static inline void area_down(const A* x, const A* y, Size full, Size small, int64_t width, A* out) {
   for (int64_t i = 0; i < small.h; ++i) {
-    const Bin rows = area_bin(i, small.h, full.h);
+    const Bin<int64_t> rows = area_bin(i, small.h, full.h);
     for (int64_t j = 0; j < small.w; ++j) {
-      const Bin columns = area_bin(j, small.w, full.w);
+      const Bin<int64_t> columns = area_bin(j, small.w, full.w);
       const bool single = rows.end - rows.begin == 1 && columns.end - columns.begin == 1;
       const A height = A(rows.end - rows.begin), length = A(columns.end - columns.begin);
       A* to = out + (i * small.w + j) * width;
@@ -68,9 +48,9 @@ static inline void area_down(const A* x, const A* y, Size full, Size small, int6
 template <class A>
 static inline void area_down_transposed(const A* grad, Size full, Size small, int64_t width, A* x) {
   for (int64_t i = 0; i < small.h; ++i) {
-    const Bin rows = area_bin(i, small.h, full.h);
+    const Bin<int64_t> rows = area_bin(i, small.h, full.h);
     for (int64_t j = 0; j < small.w; ++j) {
-      const Bin columns = area_bin(j, small.w, full.w);
+      const Bin<int64_t> columns = area_bin(j, small.w, full.w);
       const A share = 1 / A((rows.end - rows.begin) * (columns.end - columns.begin));
       const A* from = grad + (i * small.w + j) * width;
       for (int64_t c = 0; c < width; c += kLanes<A>) {
@@ -100,7 +80,7 @@ static inline void bilinear_up_add(const A* code, Size small, Size full, int64_t
     return;
   }
   for (int64_t column = 0; column < full.w; ++column) {
-    const Tap<A> tap = bilinear_tap<A>(column, small.w, full.w);
+    const Tap<A, int64_t> tap = bilinear_tap<A>(column, small.w, full.w);
     for (int64_t i = 0; i < small.h; ++i) {
       const A* row = code + i * small.w * width;
       A* to = strip + (i * full.w + column) * width;
@@ -111,7 +91,7 @@ static inline void bilinear_up_add(const A* code, Size small, Size full, int64_t
   }
   const int64_t line = full.w * width;
   for (int64_t row = 0; row < full.h; ++row) {
-    const Tap<A> tap = bilinear_tap<A>(row, small.h, full.h);
+    const Tap<A, int64_t> tap = bilinear_tap<A>(row, small.h, full.h);
     const A* first = strip + tap.first * line;
     const A* second = strip + tap.second * line;
     A* to = x + row * line;
@@ -132,7 +112,7 @@ static inline void bilinear_up_transposed(const A* grad, Size small, Size full, 
   fill_zero(strip, small.h * line);
   fill_zero(out, small.area() * width);
   for (int64_t row = 0; row < full.h; ++row) {
-    const Tap<A> tap = bilinear_tap<A>(row, small.h, full.h);
+    const Tap<A, int64_t> tap = bilinear_tap<A>(row, small.h, full.h);
     A* first = strip + tap.first * line;
     A* second = strip + tap.second * line;
     for (int64_t c = 0; c < line; c += kLanes<A>) {
@@ -142,7 +122,7 @@ static inline void bilinear_up_transposed(const A* grad, Size small, Size full, 
     }
   }
   for (int64_t column = 0; column < full.w; ++column) {
-    const Tap<A> tap = bilinear_tap<A>(column, small.w, full.w);
+    const Tap<A, int64_t> tap = bilinear_tap<A>(column, small.w, full.w);
     for (int64_t i = 0; i < small.h; ++i) {
       const A* from = strip + (i * full.w + column) * width;
       A* first = out + (i * small.w + tap.first) * width;
