@@ -1,5 +1,6 @@
-#include "../cpu/kv_cache.h"
+#include "../cuda/kv_cache.h"
 
+#include "gpu.h"
 #include "out.h"
 #include "positions.h"
 
@@ -11,10 +12,10 @@ RopeStrides strides_of(const Tensor& t) {
   return {strides[0], strides[1], strides[2]};
 }
 
-void check_like(const Tensor& t, const RopeSizes& size, int64_t length, DType dtype) {
+void check_like(const Tensor& t, const RopeSizes& size, int64_t length, const Tensor& k) {
   const auto sizes = t.sizes();
   STD_TORCH_CHECK(sizes.size() == 4 && sizes[0] == size.batch && sizes[1] == size.heads && sizes[2] == length &&
-                      sizes[3] == size.dim && dtype_of(t) == dtype && t.is_cpu(),
+                      sizes[3] == size.dim && t.scalar_type() == k.scalar_type() && same_device(t, k),
                   "kv_cache_append: blocks or caches differ in shape, dtype or device");
 }
 
@@ -26,10 +27,10 @@ struct Rotation {
 };
 
 // The weight as kernels read it; a copy is kept in `held`.
-const void* weight_of(const Tensor& weight, const RopeSizes& size, DType dtype, std::vector<Tensor>& held) {
-  STD_TORCH_CHECK(weight.numel() == size.dim && weight.is_cpu(),
+const void* weight_of(const Tensor& weight, const RopeSizes& size, const Tensor& k, std::vector<Tensor>& held) {
+  STD_TORCH_CHECK(weight.numel() == size.dim && same_device(weight, k),
                   "kv_cache_append: expected weights of head_dim elements");
-  const ScalarType wide = dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide = k.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   if (weight.scalar_type() == wide && weight.is_contiguous()) return weight.const_data_ptr();
   held.push_back(torch::stable::contiguous(torch::stable::to(weight, wide)));
   return held.back().const_data_ptr();
@@ -53,10 +54,17 @@ void check_blocks_apart(size_t count, const Tensor* k_caches, const Tensor* v_ca
   }
 }
 
+void append_on_gpu(const Tensor& k, const KvAppendParams& p, const cuda::Rotation& rotation) {
+  const cuda::KvAppendLaunch params = {p.layers, p.layer_count, p.size, rotation, p.capacity,
+                                       p.start,  p.sink,        p.eps,  p.dtype};
+  launch(k, VIDEOAR_GPU(launch_kv_append), params);
+}
+
 // `weights` is null or holds one per layer.
 void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const Tensor* ks, const Tensor* vs,
             const Tensor* weights, Rotation rotation, int64_t start, int64_t sink, double eps) {
-  STD_TORCH_CHECK(ks[0].dim() == 4 && k_caches[0].dim() == 4, "kv_cache_append: expected blocks (B, H, L, D)");
+  STD_TORCH_CHECK(has_kernels(ks[0]) && ks[0].dim() == 4 && k_caches[0].dim() == 4,
+                  "kv_cache_append: expected blocks (B, H, L, D) on a device with kernels");
   KvAppendParams p{};
   const auto sizes = ks[0].sizes();
   p.size = {sizes[0], sizes[1], sizes[2], sizes[3]};
@@ -74,22 +82,27 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
     held.push_back(dense_rows(ks[i])), held.push_back(dense_rows(vs[i]));
     const Tensor &k = held[held.size() - 2], &v = held[held.size() - 1];
     const Tensor &k_cache = k_caches[i], &v_cache = v_caches[i];
-    check_like(k, p.size, p.size.length, p.dtype), check_like(v, p.size, p.size.length, p.dtype);
-    check_like(k_cache, p.size, p.capacity, p.dtype), check_like(v_cache, p.size, p.capacity, p.dtype);
+    check_like(k, p.size, p.size.length, ks[0]), check_like(v, p.size, p.size.length, ks[0]);
+    check_like(k_cache, p.size, p.capacity, ks[0]), check_like(v_cache, p.size, p.capacity, ks[0]);
     STD_TORCH_CHECK(p.size.dim == 1 || (k_cache.stride(3) == 1 && v_cache.stride(3) == 1),
                     "kv_cache_append: the caches' last dimension must be contiguous");
     layers.push_back({k.const_data_ptr(), v.const_data_ptr(), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
                       nullptr, strides_of(k), strides_of(v), strides_of(k_cache), strides_of(v_cache)});
-    if (weights != nullptr) layers.back().weight = weight_of(weights[i], p.size, p.dtype, held);
+    if (weights != nullptr) layers.back().weight = weight_of(weights[i], p.size, ks[0], held);
   }
   check_blocks_apart(count, k_caches, v_caches, ks, vs);
   p.layers = layers.data(), p.layer_count = int64_t(count);
 
   if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return;
-  if (!rotation.positions.has_value()) return kv_cache_kernels().append(p);
+  if (!rotation.positions.has_value()) {
+    if (on_gpu(ks[0])) return append_on_gpu(ks[0], p, {});
+    return kv_cache_kernels().append(p);
+  }
   const MaybeDims dims = rotation.dims.empty() ? MaybeDims() : MaybeDims(std::move(rotation.dims));
   const RopeOptions options(dims, p.size.dim, rotation.theta, rotation.interleaved, false);
-  with_table(*rotation.positions, p.size, p.dtype, options, rotation.interleaved, [&](const RopeTableView& table) {
+  const Tensor positions = dense_positions(*rotation.positions, p.size, ks[0]);
+  if (on_gpu(ks[0])) return append_on_gpu(ks[0], p, rotation_of(positions, p.size, options));
+  with_table(positions, p.size, p.dtype, options, rotation.interleaved, [&](const RopeTableView& table) {
     p.table = table;
     kv_cache_kernels().append(p);
   });
@@ -114,11 +127,14 @@ void kv_cache_append_layer(const Tensor& k_cache, const Tensor& v_cache, const T
          {positions, std::move(dims), theta, interleaved}, start, sink, eps);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
+template <class Library>
+void add_kernels(Library& m) {
   m.impl("kv_cache_append", TORCH_BOX(&kv_cache_append));
   m.impl("kv_cache_append_layer", TORCH_BOX(&kv_cache_append_layer));
 }
+
+}  // namespace
+
+VIDEOAR_REGISTER(add_kernels)
 
 }  // namespace videoar

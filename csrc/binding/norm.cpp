@@ -1,9 +1,9 @@
-#include "../cpu/norm.h"
+#include "../cuda/norm.h"
 
 #include <cmath>
 
+#include "gpu.h"
 #include "out.h"
-#include "tensors.h"
 
 namespace videoar {
 namespace {
@@ -11,8 +11,16 @@ namespace {
 void swiglu_into(const Tensor& gate, const Tensor& up, const Tensor& out) {
   const DType dtype = dtype_of(gate);
   const Rows g(gate), u(up), o(out);
-  norm_kernels().swiglu({g.tensor.const_data_ptr(), u.tensor.const_data_ptr(), o.tensor.mutable_data_ptr(), g.rows,
-                         g.width, g.stride, u.stride, o.stride, dtype});
+  const SwigluParams params = {g.tensor.const_data_ptr(),
+                               u.tensor.const_data_ptr(),
+                               o.tensor.mutable_data_ptr(),
+                               g.rows,
+                               g.width,
+                               g.stride,
+                               u.stride,
+                               o.stride,
+                               dtype};
+  run_kernel(gate, norm_kernels().swiglu, VIDEOAR_GPU(launch_swiglu), params);
   // Rows that do not collapse were written elsewhere.
   if (o.tensor.const_data_ptr() != out.const_data_ptr()) {
     Tensor target = out;
@@ -21,7 +29,7 @@ void swiglu_into(const Tensor& gate, const Tensor& up, const Tensor& out) {
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
-  STD_TORCH_CHECK(gate.is_cpu() && gate.dim() > 0, "swiglu: expected rows on the CPU");
+  STD_TORCH_CHECK(has_kernels(gate) && gate.dim() > 0, "swiglu: expected rows on a device with kernels");
   check_like(up, gate, "swiglu: up");
   Tensor out = empty_dense(gate, sizes_of(gate));
   swiglu_into(gate, up, out);
@@ -29,7 +37,7 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
 }
 
 void swiglu_out(const Tensor& gate, const Tensor& up, const Tensor& out) {
-  STD_TORCH_CHECK(gate.is_cpu() && gate.dim() > 0, "swiglu: expected rows on the CPU");
+  STD_TORCH_CHECK(has_kernels(gate) && gate.dim() > 0, "swiglu: expected rows on a device with kernels");
   check_like(up, gate, "swiglu: up");
   check_output(out, gate, "swiglu: out");
   check_apart(out, gate, true, "swiglu: out overlaps gate"), check_apart(out, up, true, "swiglu: out overlaps up");
@@ -40,9 +48,18 @@ std::tuple<Tensor, Tensor> swiglu_backward(const Tensor& grad_out, const Tensor&
   const Rows d(grad_out), g(gate), u(up);
   Tensor grad_gate = empty_dense(gate, sizes_of(gate));
   Tensor grad_up = empty_dense(up, sizes_of(up));
-  norm_kernels().swiglu_backward({d.tensor.const_data_ptr(), g.tensor.const_data_ptr(), u.tensor.const_data_ptr(),
-                                  grad_gate.mutable_data_ptr(), grad_up.mutable_data_ptr(), g.rows, g.width, d.stride,
-                                  g.stride, u.stride, dtype_of(gate)});
+  const SwigluBackwardParams params = {d.tensor.const_data_ptr(),
+                                       g.tensor.const_data_ptr(),
+                                       u.tensor.const_data_ptr(),
+                                       grad_gate.mutable_data_ptr(),
+                                       grad_up.mutable_data_ptr(),
+                                       g.rows,
+                                       g.width,
+                                       d.stride,
+                                       g.stride,
+                                       u.stride,
+                                       dtype_of(gate)};
+  run_kernel(gate, norm_kernels().swiglu_backward, VIDEOAR_GPU(launch_swiglu_backward), params);
   return {grad_gate, grad_up};
 }
 
@@ -54,7 +71,9 @@ struct Described {
   const int64_t *sizes, *strides;
   int64_t dims;
   int32_t dtype;
-  bool on_cpu;
+  int32_t device;  // the GPU's number; kCpu, or kElsewhere where there are no kernels
+
+  static constexpr int32_t kCpu = -1, kElsewhere = -2;
 
   explicit Described(const Tensor& t)
       : data(t.const_data_ptr()),
@@ -62,12 +81,14 @@ struct Described {
         strides(t.strides().data()),
         dims(t.dim()),
         dtype(dtype_code(t)),
-        on_cpu(t.is_cpu()) {}
+        device(t.is_cpu()       ? kCpu
+               : has_kernels(t) ? t.get_device_index()
+                                : kElsewhere) {}
 
   int64_t width() const { return sizes[dims - 1]; }
   bool dense_rows() const { return dims == 0 || width() <= 1 || strides[dims - 1] == 1; }
   bool resembles(const Described& other) const {
-    return dims == other.dims && dtype == other.dtype && on_cpu == other.on_cpu &&
+    return dims == other.dims && dtype == other.dtype && device == other.device &&
            std::equal(sizes, sizes + dims, other.sizes);
   }
 };
@@ -110,9 +131,10 @@ class Operand {
 
 TokenRows rows_of(const Described& t) { return {t.data, t.strides[0], t.strides[1]}; }
 
-// x's sizes, once it is known to be (batch, length, width) on the CPU.
+// x's sizes, once it is known to be (batch, length, width).
 NormSizes norm_sizes(const Described& x) {
-  STD_TORCH_CHECK(x.dims == 3 && x.on_cpu, "norm: expected (batch, length, width) on the CPU");
+  STD_TORCH_CHECK(x.dims == 3 && x.device != Described::kElsewhere,
+                  "norm: expected (batch, length, width) on a device with kernels");
   return {x.sizes[0], x.sizes[1], x.sizes[2]};
 }
 
@@ -124,7 +146,8 @@ OutputRows dense_output(const Tensor& t, const NormSizes& size) {
 
 bool is_empty(const NormSizes& size) { return size.batch == 0 || size.length == 0 || size.width == 0; }
 
-Tensor empty_tokens(const NormSizes& size, int32_t dtype) {
+Tensor empty_tokens(const Tensor& like, const NormSizes& size, int32_t dtype) {
+  if (!like.is_cpu()) return empty_dense(like, {size.batch, size.length, size.width}, ScalarType(dtype));
   const int64_t sizes[3] = {size.batch, size.length, size.width}, row = size.width > 1 ? size.width : 1;
   const int64_t strides[3] = {(size.length > 1 ? size.length : 1) * row, row, 1};
   return empty_strided(sizes, strides, 3, dtype);
@@ -137,8 +160,8 @@ int32_t wide_of(const Described& x) {
 }
 
 // The modulation (width) or (batch or 1, frames, width) of x; frames divides the length.
-Modulation modulation_of(const Described& m, const NormSizes& x) {
-  STD_TORCH_CHECK(m.on_cpu && (m.dims == 1 || m.dims == 3) && m.width() == x.width,
+Modulation modulation_of(const Described& m, const NormSizes& x, int32_t device) {
+  STD_TORCH_CHECK(m.device == device && (m.dims == 1 || m.dims == 3) && m.width() == x.width,
                   "norm: modulation's shape or device");
   if (m.dims == 1) return {m.data, 0, 0, x.length == 0 ? 1 : x.length};
   const int64_t frames = m.sizes[1];
@@ -156,7 +179,7 @@ class Modulations {
     dtype = own(found_[0]) && own(found_[1]) ? x.dtype : wide_of(x);
     const Tensor* given[2] = {a, b};
     for (int i = 0; i < 2; ++i) {
-      if (found_[i]) rows[i] = modulation_of(operands_[i].emplace(*given[i], *found_[i], dtype).seen, size);
+      if (found_[i]) rows[i] = modulation_of(operands_[i].emplace(*given[i], *found_[i], dtype).seen, size, x.device);
     }
   }
 
@@ -193,7 +216,8 @@ struct AdalnArguments {
       : x(input, seen), size(norm_sizes(seen)), modulations(seen, size, given(scale), given(shift)) {
     if (!given_weight) return;
     const Described w(*given_weight);
-    STD_TORCH_CHECK(w.on_cpu && w.dims == 1 && w.width() == size.width, "norm: weight's shape or device");
+    STD_TORCH_CHECK(w.device == seen.device && w.dims == 1 && w.width() == size.width,
+                    "norm: weight's shape or device");
     weight.emplace(*given_weight, w, wide_of(seen));
   }
 
@@ -216,14 +240,14 @@ void adaln_norm_into(const Tensor& x, const Described& seen, const MaybeTensor& 
                      const MaybeTensor& weight, double eps, bool layer, OutputRows out) {
   const AdalnArguments arguments(x, seen, scale, shift, weight);
   const AdalnParams params = arguments.params(eps, layer, out);
-  if (!is_empty(params.size)) norm_kernels().adaln_norm(params);
+  if (!is_empty(params.size)) run_kernel(x, norm_kernels().adaln_norm, VIDEOAR_GPU(launch_adaln_norm), params);
 }
 
 Tensor adaln_norm(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& weight,
                   double eps, bool layer) {
   const Described seen(x);
   const NormSizes size = norm_sizes(seen);
-  Tensor out = empty_tokens(size, seen.dtype);
+  Tensor out = empty_tokens(x, size, seen.dtype);
   adaln_norm_into(x, seen, scale, shift, weight, eps, layer, dense_output(out, size));
   return out;
 }
@@ -239,6 +263,8 @@ void adaln_norm_out(const Tensor& x, const MaybeTensor& scale, const MaybeTensor
   }
   adaln_norm_into(x, seen, scale, shift, weight, eps, layer, output_rows(out));
 }
+
+int64_t most_tasks(const Tensor& x) { return on_gpu(x) ? cuda::kNormTasks : kNormTasks; }
 
 // The gradient of an absent argument has no elements; that of one that nothing was computed from is zero.
 Tensor empty_grad(const Tensor& x, const MaybeTensor& t) {
@@ -257,16 +283,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln_norm_backward(const Tensor& gra
                   "adaln_norm: modulations of one dtype, a weight in the wide one, expanded over the batch");
   const AdalnParams forward = arguments.params(eps, layer, {nullptr, 0, 0});
   const Operand grads(grad_out);
-  Tensor grad_x = empty_tokens(forward.size, seen.dtype);
+  Tensor grad_x = empty_tokens(x, forward.size, seen.dtype);
   Tensor grad_scale = empty_grad(x, scale), grad_shift = empty_grad(x, shift), grad_weight = empty_grad(x, weight);
   if (is_empty(forward.size)) return {grad_x, grad_scale, grad_shift, grad_weight};
   const int64_t tokens[2] = {forward.scale.tokens, forward.shift.tokens};
   STD_TORCH_CHECK(tokens[0] % tokens[1] == 0 || tokens[1] % tokens[0] == 0, "adaln_norm: frames that do not nest");
-  const NormTasks tasks = norm_tasks(forward.size, tokens[0], tokens[1]);
-  const Tensor partial = empty_tokens({tasks.count, 3, padded_width(forward.size.width)}, wide_of(seen));
-  norm_kernels().adaln_norm_backward({forward, rows_of(grads.seen), grad_x.mutable_data_ptr(),
-                                      grad_weight.mutable_data_ptr(), grad_scale.mutable_data_ptr(),
-                                      grad_shift.mutable_data_ptr(), partial.mutable_data_ptr()});
+  const NormTasks tasks = norm_tasks(forward.size, tokens[0], tokens[1], most_tasks(x));
+  const Tensor partial = empty_tokens(x, {tasks.count, 3, padded_width(forward.size.width)}, wide_of(seen));
+  const AdalnBackwardParams params = {forward,
+                                      rows_of(grads.seen),
+                                      grad_x.mutable_data_ptr(),
+                                      grad_weight.mutable_data_ptr(),
+                                      grad_scale.mutable_data_ptr(),
+                                      grad_shift.mutable_data_ptr(),
+                                      partial.mutable_data_ptr()};
+  run_kernel(x, norm_kernels().adaln_norm_backward, VIDEOAR_GPU(launch_adaln_norm_backward), params);
   return {grad_x, grad_scale, grad_shift, grad_weight};
 }
 
@@ -278,13 +309,13 @@ void gated_residual_into(const Tensor& x, const Described& seen, const Tensor& y
   const Operand a(x, seen), b(y, seen_y);
   const GatedResidualParams params = {
       rows_of(a.seen), rows_of(b.seen), out, gates.rows[0], size, gates.dtype == wide_of(seen), dtype_of(seen)};
-  if (!is_empty(size)) norm_kernels().gated_residual(params);
+  if (!is_empty(size)) run_kernel(x, norm_kernels().gated_residual, VIDEOAR_GPU(launch_gated_residual), params);
 }
 
 Tensor gated_residual(const Tensor& x, const Tensor& y, const Tensor& gate) {
   const Described seen(x);
   const NormSizes size = norm_sizes(seen);
-  Tensor out = empty_tokens(size, seen.dtype);
+  Tensor out = empty_tokens(x, size, seen.dtype);
   gated_residual_into(x, seen, y, gate, dense_output(out, size));
   return out;
 }
@@ -306,19 +337,25 @@ std::tuple<Tensor, Tensor> gated_residual_backward(const Tensor& grad_out, const
   const Modulations gates(seen, size, &gate);
   STD_TORCH_CHECK(gates.expanded(size), "gated_residual: a gate in y's dtype or the wide one, expanded over the batch");
   const Operand d(grad_out), b(y, seen);
-  Tensor grad_y = empty_tokens(size, seen.dtype), grad_gate = empty_grad(y, gate);
+  Tensor grad_y = empty_tokens(y, size, seen.dtype), grad_gate = empty_grad(y, gate);
   if (is_empty(size)) return {grad_y, grad_gate};
-  const NormTasks tasks = norm_tasks(size, gates.rows[0].tokens, gates.rows[0].tokens);
-  const Tensor partial = empty_tokens({1, tasks.count, size.width}, wide_of(seen));
-  norm_kernels().gated_residual_backward({rows_of(d.seen), rows_of(b.seen), grad_y.mutable_data_ptr(),
-                                          grad_gate.mutable_data_ptr(), partial.mutable_data_ptr(), gates.rows[0], size,
-                                          gates.dtype == wide_of(seen), dtype_of(seen)});
+  const NormTasks tasks = norm_tasks(size, gates.rows[0].tokens, gates.rows[0].tokens, most_tasks(y));
+  const Tensor partial = empty_tokens(y, {1, tasks.count, size.width}, wide_of(seen));
+  const GatedResidualBackwardParams params = {rows_of(d.seen),
+                                              rows_of(b.seen),
+                                              grad_y.mutable_data_ptr(),
+                                              grad_gate.mutable_data_ptr(),
+                                              partial.mutable_data_ptr(),
+                                              gates.rows[0],
+                                              size,
+                                              gates.dtype == wide_of(seen),
+                                              dtype_of(seen)};
+  run_kernel(y, norm_kernels().gated_residual_backward, VIDEOAR_GPU(launch_gated_residual_backward), params);
   return {grad_y, grad_gate};
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
+template <class Library>
+void add_kernels(Library& m) {
   m.impl("adaln_norm", TORCH_BOX(&adaln_norm));
   m.impl("adaln_norm_out", TORCH_BOX(&adaln_norm_out));
   m.impl("adaln_norm_backward", TORCH_BOX(&adaln_norm_backward));
@@ -329,5 +366,9 @@ STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("swiglu_out", TORCH_BOX(&swiglu_out));
   m.impl("swiglu_backward", TORCH_BOX(&swiglu_backward));
 }
+
+}  // namespace
+
+VIDEOAR_REGISTER(add_kernels)
 
 }  // namespace videoar

@@ -113,7 +113,8 @@ inline void check_output(const Tensor& out, const Tensor& like, const char* name
 inline void check_dense_out(const Tensor& out, const Tensor& like, int64_t last, ScalarType dtype,
                             const char* message) {
   const auto sizes = out.sizes(), expected = like.sizes();
-  bool fits = sizes.size() == expected.size() && out.is_cpu() && out.scalar_type() == dtype && out.is_contiguous();
+  bool fits = sizes.size() == expected.size() && same_device(out, like) && out.scalar_type() == dtype;
+  fits = fits && out.is_contiguous();
   for (size_t i = 0; fits && i < sizes.size(); ++i) {
     fits = sizes[i] == (i + 1 == sizes.size() ? last : expected[i]);
   }

@@ -1,6 +1,7 @@
 // Rotary positions as bindings get them, and the table of angles that kernels read.
 #pragma once
 
+#include "../cuda/rope.h"
 #include "../rope_table.h"
 #include "tensors.h"
 
@@ -50,24 +51,57 @@ inline std::shared_ptr<const RopeTable<A>> table_of(const Tensor& positions, con
   }
 }
 
-// f(view) with the table of `positions` (L, 3) or (B, L, 3) in the accumulator type of `dtype`, with a value for every
-// element where `spread`, else one for every pair.
+// The positions (L, 3) or (B, L, 3) of x, dense.
+inline Tensor dense_positions(const Tensor& positions, const RopeSizes& size, const Tensor& x) {
+  const int64_t dims = positions.dim();
+  STD_TORCH_CHECK(same_device(positions, x) && (dims == 2 || (dims == 3 && positions.size(0) == size.batch)) &&
+                      positions.size(-2) == size.length && positions.size(-1) == 3,
+                  "rope: wrong number of positions, or on another device");
+  return positions.is_contiguous() ? positions : torch::stable::contiguous(positions);
+}
+
+// f(view) with the table of dense positions in the accumulator type of `dtype`, with a value for every element where
+// `spread`, else one for every pair.
 template <class F>
 inline void with_table(const Tensor& positions, const RopeSizes& size, DType dtype, const RopeOptions& options,
                        bool spread, const F& f) {
-  const bool shared = positions.dim() == 2;
-  STD_TORCH_CHECK(positions.is_cpu() && (shared || (positions.dim() == 3 && positions.size(0) == size.batch)) &&
-                      positions.size(-2) == size.length && positions.size(-1) == 3,
-                  "rope: wrong number of positions, or not on the CPU");
-  const Tensor dense = positions.is_contiguous() ? positions : torch::stable::contiguous(positions);
-  const int64_t batch_stride = shared ? 0 : size.length;
+  const int64_t batch_stride = positions.dim() == 2 ? 0 : size.length;
   if (dtype == DType::f64) {
-    const auto table = table_of<double>(dense, options, spread);
+    const auto table = table_of<double>(positions, options, spread);
     f(table->view(batch_stride));
   } else {
-    const auto table = table_of<float>(dense, options, spread);
+    const auto table = table_of<float>(positions, options, spread);
     f(table->view(batch_stride));
   }
+}
+
+inline cuda::PositionType position_type(const Tensor& positions) {
+  switch (positions.scalar_type()) {
+    case ScalarType::Long: return cuda::PositionType::i64;
+    case ScalarType::Int: return cuda::PositionType::i32;
+    case ScalarType::Float: return cuda::PositionType::f32;
+    case ScalarType::Double: return cuda::PositionType::f64;
+    default: STD_TORCH_CHECK(false, "rope: expected positions of int64, int32, float32 or float64");
+  }
+}
+
+// Where the GPU's kernels get the angles of dense positions from.
+inline cuda::Rotation rotation_of(const Tensor& positions, const RopeSizes& size, const RopeOptions& options) {
+  STD_TORCH_CHECK(size.dim <= cuda::kRopeMaxDim, "rope: expected a head_dim of at most 256 on a GPU");
+  cuda::Rotation rotation{};
+  rotation.positions = positions.const_data_ptr();
+  rotation.batch_stride = positions.dim() == 2 ? 0 : size.length;
+  int pair = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    for (const double frequency : inverse_frequencies(options.dims[axis], options.theta)) {
+      rotation.inverse_frequency[pair++] = frequency;
+    }
+    rotation.axis_end[axis] = pair;
+  }
+  rotation.type = position_type(positions);
+  rotation.interleaved = options.interleaved;
+  rotation.inverse = options.inverse;
+  return rotation;
 }
 
 }  // namespace videoar

@@ -1,7 +1,8 @@
-#include "../cpu/pyramid.h"
+#include "../cuda/pyramid.h"
 
 #include <initializer_list>
 
+#include "gpu.h"
 #include "out.h"
 
 namespace videoar {
@@ -30,7 +31,7 @@ PyramidShape shape_of(const Scales& scales, int64_t batch, int64_t frames, int64
 }
 
 PyramidShape shape_of(const Scales& scales, const Tensor& z) {
-  STD_TORCH_CHECK(z.dim() == 5 && z.is_cpu(), "pyramid: expected (B, T, H, W, d) on the CPU");
+  STD_TORCH_CHECK(z.dim() == 5 && has_kernels(z), "pyramid: expected (B, T, H, W, d) on a device with kernels");
   const auto sizes = z.sizes();
   return shape_of(scales, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], dtype_of(z));
 }
@@ -49,17 +50,22 @@ bool has_sizes(const Tensor& t, std::initializer_list<int64_t> expected) {
   return sizes.size() == expected.size() && std::equal(expected.begin(), expected.end(), sizes.begin());
 }
 
-void check_result(const Tensor& out, std::initializer_list<int64_t> sizes, ScalarType dtype, const char* message) {
-  STD_TORCH_CHECK(has_sizes(out, sizes) && out.scalar_type() == dtype && out.is_cpu() && out.is_contiguous(), message);
+void check_result(const Tensor& out, std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like,
+                  const char* message) {
+  STD_TORCH_CHECK(has_sizes(out, sizes) && out.scalar_type() == dtype && same_device(out, like) && out.is_contiguous(),
+                  message);
 }
 
 // A value for every frame (and scale), dense and in range, or null. A dense copy takes the place of `table`.
 template <class V>
-const V* values_of(MaybeTensor& table, int64_t count, ScalarType dtype, V least, V most, const char* message) {
+const V* values_of(MaybeTensor& table, const Tensor& like, int64_t count, ScalarType dtype, V least, V most,
+                   const char* message) {
   if (!table.has_value()) return nullptr;
-  STD_TORCH_CHECK(table->scalar_type() == dtype && table->numel() == count && table->is_cpu(), message);
+  STD_TORCH_CHECK(table->scalar_type() == dtype && table->numel() == count && same_device(*table, like), message);
   table = dense(*table);
   const V* values = static_cast<const V*>(table->const_data_ptr());
+  // Looking at a GPU's values would wait for it; its kernels take those outside for the nearest inside.
+  if (!like.is_cpu()) return values;
   for (int64_t i = 0; i < count; ++i) STD_TORCH_CHECK(values[i] >= least && values[i] <= most, message);
   return values;
 }
@@ -76,14 +82,16 @@ struct Encoding {
                     "pyramid_encode: expected the last scale to be (H, W)");
     const char* message = "pyramid_encode: expected float64 flip probabilities (B, T, K) within [0, 1]";
     STD_TORCH_CHECK(flip_p >= 0 && flip_p <= 1, message);
-    const double* p = values_of(table, s.batch * s.frames * s.count, ScalarType::Double, 0.0, 1.0, message);
+    const double* p = values_of(table, z, s.batch * s.frames * s.count, ScalarType::Double, 0.0, 1.0, message);
     params = {s, planes_of(z), p, flip_p, uint64_t(seed), uint64_t(offset), inherit, nullptr, nullptr, nullptr};
   }
   void into(const Tensor& labels, const Tensor& inputs, const Tensor& total) {
     params.labels = static_cast<uint8_t*>(labels.mutable_data_ptr());
     params.inputs = inputs.mutable_data_ptr();
     params.total = total.mutable_data_ptr();
-    pyramid_kernels().encode(params);
+    if (!on_gpu(z)) return pyramid_kernels().encode(params);
+    const Tensor scratch = empty_dense(z, {cuda::encode_scratch_bytes(params.shape)}, ScalarType::Byte);
+    launch(z, VIDEOAR_GPU(launch_pyramid_encode), {params, scratch.mutable_data_ptr()});
   }
 };
 
@@ -103,9 +111,9 @@ void pyramid_encode_out(const Tensor& z, Scales scales, const Tensor& labels, co
   Encoding encoding(z, scales, flip_p, flip_table, seed, offset, inherit);
   const PyramidShape& s = encoding.params.shape;
   const char *fit = "pyramid_encode: out does not fit", *apart = "pyramid_encode: out overlaps an input or itself";
-  check_result(labels, {s.batch, s.frames, s.tokens, (s.dim + 7) / 8}, ScalarType::Byte, fit);
-  check_result(inputs, {s.batch, s.frames, s.tokens, s.dim}, z.scalar_type(), fit);
-  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, z.scalar_type(), fit);
+  check_result(labels, {s.batch, s.frames, s.tokens, (s.dim + 7) / 8}, ScalarType::Byte, z, fit);
+  check_result(inputs, {s.batch, s.frames, s.tokens, s.dim}, z.scalar_type(), z, fit);
+  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, z.scalar_type(), z, fit);
   check_apart(total, z, true, apart);
   for (const Tensor* out : {&labels, &inputs})
     check_apart(*out, z, false, apart), check_apart(*out, total, false, apart);
@@ -120,7 +128,14 @@ Tensor pyramid_encode_backward(const Tensor& grad_total, Scales scales) {
   const Tensor dense = dense_rows(grad_total);
   const PyramidShape s = shape_of(scales, dense);
   Tensor grad_z = empty_dense(grad_total, sizes_of(grad_total));
-  pyramid_kernels().encode_backward({s, planes_of(dense), grad_z.mutable_data_ptr()});
+  const EncodeBackwardParams params = {s, planes_of(dense), grad_z.mutable_data_ptr()};
+  if (!on_gpu(dense)) {
+    pyramid_kernels().encode_backward(params);
+    return grad_z;
+  }
+  const ScalarType wide = s.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+  const Tensor tokens = empty_dense(dense, {s.batch, s.frames, s.tokens, s.dim}, wide);
+  launch(dense, VIDEOAR_GPU(launch_pyramid_encode_backward), {params, tokens.mutable_data_ptr()});
   return grad_z;
 }
 
@@ -132,8 +147,9 @@ struct Decoding {
   Decoding(const Tensor& input, const Scales& scales, int64_t dim, DType dtype, std::optional<int64_t> keep,
            MaybeTensor& table)
       : bits(dense(input)) {
-    STD_TORCH_CHECK(bits.dim() == 4 && bits.scalar_type() == ScalarType::Byte && bits.is_cpu() && scales.size() >= 2,
-                    "pyramid_decode: expected uint8 bits (B, T, N, bytes) on the CPU, and scales");
+    STD_TORCH_CHECK(
+        bits.dim() == 4 && bits.scalar_type() == ScalarType::Byte && has_kernels(bits) && scales.size() >= 2,
+        "pyramid_decode: expected uint8 bits (B, T, N, bytes) on a device with kernels, and scales");
     const int64_t height = scales[scales.size() - 2], width = scales.back();
     const PyramidShape s = shape_of(scales, bits.size(0), bits.size(1), height, width, dim, dtype);
     STD_TORCH_CHECK(bits.size(2) == s.tokens && bits.size(3) == (dim + 7) / 8,
@@ -141,12 +157,12 @@ struct Decoding {
     const int64_t all = keep.value_or(s.count);
     const char* message = "pyramid_decode: expected int64 keep of shape (B, T) within [0, K]";
     STD_TORCH_CHECK(all >= 0 && all <= s.count, message);
-    const int64_t* kept = values_of<int64_t>(table, s.batch * s.frames, ScalarType::Long, 0, s.count, message);
+    const int64_t* kept = values_of<int64_t>(table, bits, s.batch * s.frames, ScalarType::Long, 0, s.count, message);
     params = {s, bytes_of(bits), kept, all, nullptr};
   }
   void into(const Tensor& total) {
     params.total = total.mutable_data_ptr();
-    pyramid_kernels().decode(params);
+    run_kernel(bits, pyramid_kernels().decode, VIDEOAR_GPU(launch_pyramid_decode), params);
   }
 };
 
@@ -165,37 +181,44 @@ void pyramid_decode_out(const Tensor& bits, Scales scales, const Tensor& total, 
   STD_TORCH_CHECK(total.dim() == 5, "pyramid_decode: expected out of shape (B, T, H, W, dim)");
   Decoding decoding(bits, scales, total.size(4), dtype_of(total), keep, keep_table);
   const PyramidShape& s = decoding.params.shape;
-  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, total.scalar_type(),
+  check_result(total, {s.batch, s.frames, s.height, s.width, s.dim}, total.scalar_type(), bits,
                "pyramid_decode: out does not fit");
   check_apart(total, bits, false, "pyramid_decode: out overlaps the bits");
   if (keep_table.has_value()) check_apart(total, *keep_table, false, "pyramid_decode: out overlaps keep");
   decoding.into(total);
 }
 
+void resample_into(const PyramidShape& s, const Tensor& x, const Tensor& out) {
+  const ResampleParams params = {s, planes_of(x), out.mutable_data_ptr()};
+  run_kernel(x, pyramid_kernels().resample, VIDEOAR_GPU(launch_pyramid_resample), params);
+}
+
 Tensor pyramid_resample(const Tensor& x, Scales scales) {
   const Tensor rows = dense_rows(x);
   const PyramidShape s = shape_of(scales, rows);
   Tensor out = empty_dense(x, {s.batch, s.frames, s.tokens, s.dim});
-  pyramid_kernels().resample({s, planes_of(rows), out.mutable_data_ptr()});
+  resample_into(s, rows, out);
   return out;
 }
 
 void pyramid_resample_out(const Tensor& x, Scales scales, const Tensor& out) {
   const Tensor rows = dense_rows(x);
   const PyramidShape s = shape_of(scales, rows);
-  check_result(out, {s.batch, s.frames, s.tokens, s.dim}, x.scalar_type(), "pyramid_resample: out does not fit");
+  check_result(out, {s.batch, s.frames, s.tokens, s.dim}, x.scalar_type(), x, "pyramid_resample: out does not fit");
   check_apart(out, x, false, "pyramid_resample: out overlaps x");
-  pyramid_kernels().resample({s, planes_of(rows), out.mutable_data_ptr()});
+  resample_into(s, rows, out);
 }
 
 Tensor pyramid_resample_backward(const Tensor& grad, Scales scales, int64_t height, int64_t width) {
   const Tensor tokens = dense(grad);
-  STD_TORCH_CHECK(tokens.dim() == 4 && tokens.is_cpu(), "pyramid_resample: expected gradient of shape (B, T, N, d)");
+  STD_TORCH_CHECK(tokens.dim() == 4 && has_kernels(tokens),
+                  "pyramid_resample: expected gradient of shape (B, T, N, d)");
   const PyramidShape s =
       shape_of(scales, tokens.size(0), tokens.size(1), height, width, tokens.size(3), dtype_of(tokens));
   STD_TORCH_CHECK(tokens.size(2) == s.tokens, "pyramid_resample: expected gradient of shape (B, T, N, d)");
   Tensor grad_x = empty_dense(grad, {s.batch, s.frames, height, width, s.dim});
-  pyramid_kernels().resample_backward({s, tokens.const_data_ptr(), grad_x.mutable_data_ptr()});
+  const ResampleBackwardParams params = {s, tokens.const_data_ptr(), grad_x.mutable_data_ptr()};
+  run_kernel(tokens, pyramid_kernels().resample_backward, VIDEOAR_GPU(launch_pyramid_resample_backward), params);
   return grad_x;
 }
 
@@ -206,12 +229,12 @@ struct Stepping {
 
   Stepping(const Tensor& sum, const Tensor& packed, const Scales& scales)
       : total(dense_rows(sum)), bits(dense(packed)) {
-    STD_TORCH_CHECK(total.dim() == 4 && total.is_cpu(), "pyramid_step: expected total of shape (B, H, W, d)");
+    STD_TORCH_CHECK(total.dim() == 4 && has_kernels(total), "pyramid_step: expected total of shape (B, H, W, d)");
     const auto sizes = total.sizes(), strides = total.strides();
     const PyramidShape s = shape_of(scales, sizes[0], 1, sizes[1], sizes[2], sizes[3], dtype_of(total));
     STD_TORCH_CHECK(s.count <= 2, "pyramid_step: expected one scale, or two");
     STD_TORCH_CHECK(has_sizes(bits, {s.batch, scales[0] * scales[1], (s.dim + 7) / 8}) &&
-                        bits.scalar_type() == ScalarType::Byte && bits.is_cpu(),
+                        bits.scalar_type() == ScalarType::Byte && same_device(bits, total),
                     "pyramid_step: expected uint8 bits of shape (B, h * w, ceil(d / 8))");
     following = s.count == 2 ? scales[2] * scales[3] : 0;
     const Planes planes{total.const_data_ptr(), strides[0], 0, strides[1], strides[2]};
@@ -220,7 +243,7 @@ struct Stepping {
   void into(const Tensor& total_out, const Tensor* input) {
     params.total_out = total_out.mutable_data_ptr();
     if (following > 0) params.input = input->mutable_data_ptr();
-    pyramid_kernels().step(params);
+    run_kernel(total, pyramid_kernels().step, VIDEOAR_GPU(launch_pyramid_step), params);
   }
 };
 
@@ -237,20 +260,19 @@ void pyramid_step_out(const Tensor& total, const Tensor& bits, Scales scales, co
   Stepping step(total, bits, scales);
   const PyramidShape& s = step.params.shape;
   const char *fit = "pyramid_step: out does not fit", *apart = "pyramid_step: out overlaps an input or itself";
-  check_result(total_out, {s.batch, s.height, s.width, s.dim}, total.scalar_type(), fit);
+  check_result(total_out, {s.batch, s.height, s.width, s.dim}, total.scalar_type(), total, fit);
   check_apart(total_out, total, true, apart);
   check_apart(total_out, bits, false, apart);
   STD_TORCH_CHECK(input.has_value() == (step.following > 0), fit);
   if (input.has_value()) {
-    check_result(*input, {s.batch, step.following, s.dim}, total.scalar_type(), fit);
+    check_result(*input, {s.batch, step.following, s.dim}, total.scalar_type(), total, fit);
     for (const Tensor* other : {&total, &bits, &total_out}) check_apart(*input, *other, false, apart);
   }
   step.into(total_out, input.has_value() ? &*input : nullptr);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
+template <class Library>
+void add_kernels(Library& m) {
   m.impl("pyramid_encode", TORCH_BOX(&pyramid_encode));
   m.impl("pyramid_encode_out", TORCH_BOX(&pyramid_encode_out));
   m.impl("pyramid_encode_backward", TORCH_BOX(&pyramid_encode_backward));
@@ -262,5 +284,9 @@ STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("pyramid_step", TORCH_BOX(&pyramid_step));
   m.impl("pyramid_step_out", TORCH_BOX(&pyramid_step_out));
 }
+
+}  // namespace
+
+VIDEOAR_REGISTER(add_kernels)
 
 }  // namespace videoar

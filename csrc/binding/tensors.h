@@ -33,9 +33,13 @@ inline DType dtype_of(ScalarType type) {
 }
 inline DType dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() ? b.is_cpu() : a.is_cuda() && b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 // Refuses a tensor that has not the shape, dtype and device of `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* name) {
-  bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type() && t.is_cpu() == like.is_cpu();
+  bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type() && same_device(t, like);
   const auto sizes = t.sizes(), expected = like.sizes();
   for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == expected[i];
   STD_TORCH_CHECK(same, name, ": another shape, dtype or device");

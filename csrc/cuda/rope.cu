@@ -1,170 +1,247 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include "rope.cuh"
+#include "rotate.cuh"
 
 namespace videoar {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-// Tokens whose cosines and sines a block keeps in shared memory: all heads read them there.
-constexpr int kTokens = 4;
+// Where token `token`, counted through all samples, begins.
+__device__ inline int64_t token_offset(const RopeStrides& stride, int64_t token, int64_t length) {
+  return token / length * stride.batch + token % length * stride.token;
+}
+
+// f(first, count) for the groups of tokens that a block takes from [begin, end).
+template <class F>
+__device__ inline void each_token_group(int64_t begin, int64_t end, int64_t step, const F& f) {
+  for (int64_t first = begin; first < end; first += step) f(first, end - first < kTokens ? int(end - first) : kTokens);
+}
+
+// f(local, head, present) for every head of `count` tokens; all lanes of a warp come along to the last.
+template <class F>
+__device__ inline void each_head(const Lanes& at, int count, int heads, const F& f) {
+  const int rows = count * heads, groups = at.groups();
+  for (int base = 0; base < rows; base += groups) {
+    const int row = base + at.group();
+    const bool present = row < rows;
+    f(present ? row / heads : 0, present ? row % heads : 0, present);
+  }
+}
+
+template <class T, class A, int kPack, int kUnits, bool kInterleaved>
+__global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_constant__ HeadsParams p) {
+  __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
+  __shared__ A squares[kTokens * kFullWidthHeads];
+  const int dim = int(p.size.dim), half = dim / 2, heads = int(p.size.heads);
+  const int64_t tokens = p.size.batch * p.size.length, step = int64_t(gridDim.x) * kTokens;
+  const Lanes at(dim, kPack, kUnits);
+  const A* weight = (const A*)p.weight;
+  const bool full_width = weight != nullptr && p.full_width;
+  using Cells = HeadCells<T, A, kPack, kUnits, kInterleaved>;
+  each_token_group(int64_t(blockIdx.x) * kTokens, tokens, step, [&](int64_t first, int count) {
+    fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    const auto head_of = [&](int local, int head) {
+      return (const T*)p.x + token_offset(p.x_stride, first + local, p.size.length) + head * p.x_stride.head;
+    };
+    Cells x;
+    if (full_width) {
+      each_head(at, count, heads, [&](int local, int head, bool present) {
+        x.load(head_of(local, head), at, half, present);
+        const A sum = lanes_sum(x.squares(), at.lanes);
+        if (present && at.lane == 0) squares[local * heads + head] = sum;
+      });
+    }
+    __syncthreads();
+    each_head(at, count, heads, [&](int local, int head, bool present) {
+      x.load(head_of(local, head), at, half, present);
+      if (weight != nullptr) {
+        A sum = A(0);
+        if (full_width) {
+          for (int h = 0; h < heads; ++h) sum += squares[local * heads + h];
+        } else {
+          sum = lanes_sum(x.squares(), at.lanes);
+        }
+        const A rstd = reciprocal_root(sum / A(full_width ? heads * dim : dim) + A(p.eps));
+        x.scale(rstd, weight + (full_width ? head * dim : 0), at, half);
+      }
+      if (!present) return;
+      x.rotate(angles + local * half, at);
+      T* out = (T*)p.out + token_offset(p.out_stride, first + local, p.size.length) + head * p.out_stride.head;
+      x.store(out, at, half);
+    });
+    __syncthreads();
+  });
+}
+
+// With xhat = x * rstd and h = R^-1(grad_out) * weight: grad_x = rstd * (h - xhat * mean(h * xhat)), grad_weight = sum
+// of R^-1(grad_out) * xhat. A block sums over a chunk of tokens.
+template <class T, class A, int kPack, int kUnits, bool kInterleaved>
+__global__ void __launch_bounds__(kRopeThreads, 2)
+    heads_backward_kernel(const __grid_constant__ HeadsBackwardParams p) {
+  constexpr int kCells = kUnits * 2 * kPack;
+  __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
+  __shared__ A shared_sums[2 * kTokens * kFullWidthHeads];
+  const int dim = int(p.size.dim), half = dim / 2, heads = int(p.size.heads);
+  const int64_t tokens = p.size.batch * p.size.length;
+  const int64_t groups = (tokens + kTokens - 1) / kTokens, chunk = blockIdx.x, chunks = gridDim.x;
+  const int64_t begin = groups * chunk / chunks * kTokens, last = groups * (chunk + 1) / chunks * kTokens;
+  const Lanes at(dim, kPack, kUnits);
+  const A* weight = (const A*)p.weight;
+  using Cells = HeadCells<T, A, kPack, kUnits, kInterleaved>;
+  const int weights = p.full_width ? heads * dim : dim;
+  A* partial = (A*)p.partial + chunk * weights;
+  for (int i = int(threadIdx.x); i < weights; i += kRopeThreads) partial[i] = A(0);
+  A sums[kUnits][2 * kPack] = {};
+  Cells x, grad;
+  each_token_group(begin, last < tokens ? last : tokens, kTokens, [&](int64_t first, int count) {
+    fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    __syncthreads();
+    // Loads a head and its gradient, rotated back.
+    const auto load = [&](int local, int head, bool present) {
+      const int64_t token = first + local;
+      x.load((const T*)p.x + token_offset(p.x_stride, token, p.size.length) + head * p.x_stride.head, at, half,
+             present);
+      grad.load(
+          (const T*)p.grad_out + token_offset(p.grad_out_stride, token, p.size.length) + head * p.grad_out_stride.head,
+          at, half, present);
+      grad.rotate(angles + local * half, at);
+    };
+    const auto products = [&](const A* w) {
+      A sum = A(0);
+      Cells::each_unit(at, [&](int i, int u) {
+#pragma unroll
+        for (int j = 0; j < 2 * kPack; ++j) sum += grad.value[i][j] * w[Cells::element(u, j, half)] * x.value[i][j];
+      });
+      return sum;
+    };
+    const auto finish = [&](int local, int head, A squares, A product, int width, const A* w, bool present) {
+      const A rstd = reciprocal_root(squares / A(width) + A(p.eps)), mean = product * rstd / A(width);
+      if (!present) return;
+      Cells::each_unit(at, [&](int i, int u) {
+#pragma unroll
+        for (int j = 0; j < 2 * kPack; ++j) {
+          const A xhat = x.value[i][j] * rstd, g = grad.value[i][j];
+          sums[i][j] += g * xhat;
+          x.value[i][j] = rstd * (g * w[Cells::element(u, j, half)] - xhat * mean);
+        }
+      });
+      T* out = (T*)p.grad_x + token_offset(p.grad_x_stride, first + local, p.size.length) + head * p.grad_x_stride.head;
+      x.store(out, at, half);
+    };
+    if (!p.full_width) {
+      each_head(at, count, heads, [&](int local, int head, bool present) {
+        load(local, head, present);
+        const A squares = lanes_sum(x.squares(), at.lanes), product = lanes_sum(products(weight), at.lanes);
+        finish(local, head, squares, product, dim, weight, present);
+      });
+    } else {
+      A* head_products = shared_sums + kTokens * kFullWidthHeads;
+      each_head(at, count, heads, [&](int local, int head, bool present) {
+        load(local, head, present);
+        const A squares = lanes_sum(x.squares(), at.lanes);
+        const A product = lanes_sum(products(weight + head * dim), at.lanes);
+        if (!present || at.lane != 0) return;
+        shared_sums[local * heads + head] = squares;
+        head_products[local * heads + head] = product;
+      });
+      __syncthreads();
+      // A head keeps its lanes through all tokens, so that its part of `partial` has one writer.
+      for (int head = at.group(); head < heads; head += at.groups()) {
+#pragma unroll
+        for (int i = 0; i < kCells; ++i) sums[i / (2 * kPack)][i % (2 * kPack)] = A(0);
+        for (int local = 0; local < count; ++local) {
+          A squares = A(0), product = A(0);
+          for (int h = 0; h < heads; ++h) {
+            squares += shared_sums[local * heads + h];
+            product += head_products[local * heads + h];
+          }
+          load(local, head, true);
+          finish(local, head, squares, product, heads * dim, weight + head * dim, true);
+        }
+        Cells::each_unit(at, [&](int i, int u) {
+#pragma unroll
+          for (int j = 0; j < 2 * kPack; ++j) partial[head * dim + Cells::element(u, j, half)] += sums[i][j];
+        });
+      }
+    }
+    __syncthreads();
+  });
+  if (p.full_width) return;
+  // Every group of lanes has summed its own heads: added up in the order of groups.
+  for (int group = 0; group < at.groups(); ++group) {
+    if (at.group() == group) {
+      Cells::each_unit(at, [&](int i, int u) {
+#pragma unroll
+        for (int j = 0; j < 2 * kPack; ++j) partial[Cells::element(u, j, half)] += sums[i][j];
+      });
+    }
+    __syncthreads();
+  }
+}
 
 template <class A>
-struct Angle {
-  A cosine, sine;
-};
-
-__device__ inline double position_at(const RopeParams& p, int64_t index) {
-  switch (p.position_type) {
-    case PositionType::i64: return double(((const int64_t*)p.positions)[index]);
-    case PositionType::i32: return double(((const int32_t*)p.positions)[index]);
-    case PositionType::f32: return double(((const float*)p.positions)[index]);
-    default: return ((const double*)p.positions)[index];
-  }
+__global__ void __launch_bounds__(kRopeThreads)
+    add_weight_partials_kernel(const A* partial, int64_t chunks, int64_t weights, A* grad) {
+  const int64_t i = int64_t(blockIdx.x) * kRopeThreads + threadIdx.x;
+  if (i >= weights) return;
+  A sum = A(0);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * weights + i];
+  grad[i] = sum;
 }
 
-template <class A, class T>
-__device__ inline A widen(T value) {
-  return A(value);
-}
-template <>
-__device__ inline float widen<float, __half>(__half value) {
-  return __half2float(value);
-}
-template <>
-__device__ inline float widen<float, __nv_bfloat16>(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-template <class T, class A>
-__device__ inline T narrow(A value) {
-  return T(value);
-}
-template <>
-__device__ inline __half narrow<__half, float>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
-  return __float2bfloat16_rn(value);
+const char* unfit(const RopeSizes& size, bool full_width) {
+  if (size.dim > kRopeMaxDim) return "rope: head_dim above 256";
+  if (size.heads > 1 << 20) return "rope: more than 2^20 heads";
+  if (full_width && size.heads > kFullWidthHeads) return "qk_norm_rope: a full-width norm over more than 256 heads";
+  return nullptr;
 }
 
-// kCount elements; read and written in one access of 16 bytes where kAligned, else element by element.
-template <class T, int kCount, bool kAligned>
-struct alignas(kAligned ? 16 : alignof(T)) Pack {
-  static_assert(!kAligned || kCount * sizeof(T) == 16, "one memory access");
-  T value[kCount];
-};
-
-// One pack of pairs: interleaved, kPack elements hold kPack / 2 pairs; else two packs half a head apart hold kPack.
-template <class T, class A, int kPack, bool kAligned, bool kInterleaved>
-__device__ inline void rotate_pack(const T* x, T* out, const Angle<A>* angles, int unit, int half) {
-  using P = Pack<T, kPack, kAligned>;
-  if constexpr (kInterleaved) {
-    P pack = *(const P*)(x + unit * kPack);
-#pragma unroll
-    for (int i = 0; i < kPack / 2; ++i) {
-      const Angle<A> angle = angles[unit * (kPack / 2) + i];
-      const A a = widen<A>(pack.value[2 * i]), b = widen<A>(pack.value[2 * i + 1]);
-      pack.value[2 * i] = narrow<T>(a * angle.cosine - b * angle.sine);
-      pack.value[2 * i + 1] = narrow<T>(a * angle.sine + b * angle.cosine);
+template <class T>
+const char* heads(const HeadsParams& p, cudaStream_t stream) {
+  using A = typename Compute<T>::type;
+  const int64_t groups = (p.size.batch * p.size.length + kTokens - 1) / kTokens;
+  const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) && packs_aligned<T>(p.out, p.size, p.out_stride);
+  with_packs<T>(aligned, [&]<int kPack, int kUnits>() {
+    if (p.rotation.interleaved) {
+      VIDEOAR_LAUNCH(grid_of(groups), kRopeThreads, stream, heads_kernel<T, A, kPack, kUnits, true>)(p);
+    } else {
+      VIDEOAR_LAUNCH(grid_of(groups), kRopeThreads, stream, heads_kernel<T, A, kPack, kUnits, false>)(p);
     }
-    *(P*)(out + unit * kPack) = pack;
-  } else {
-    P first = *(const P*)(x + unit * kPack), second = *(const P*)(x + half + unit * kPack);
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) {
-      const Angle<A> angle = angles[unit * kPack + i];
-      const A a = widen<A>(first.value[i]), b = widen<A>(second.value[i]);
-      first.value[i] = narrow<T>(a * angle.cosine - b * angle.sine);
-      second.value[i] = narrow<T>(a * angle.sine + b * angle.cosine);
-    }
-    *(P*)(out + unit * kPack) = first;
-    *(P*)(out + half + unit * kPack) = second;
-  }
+  });
+  return launch_error();
 }
 
-template <class T, class A, int kPack, bool kAligned, bool kInterleaved>
-__global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ RopeParams p) {
-  __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
-  __shared__ int64_t x_offset[kTokens], out_offset[kTokens];
-  const int pairs = p.dim / 2, heads = int(p.heads);
-  const int units = kInterleaved ? p.dim / kPack : pairs / kPack;
-  const int64_t tokens = p.batch * p.length;
-  for (int64_t first = int64_t(blockIdx.x) * kTokens; first < tokens; first += int64_t(gridDim.x) * kTokens) {
-    const int count = tokens - first < kTokens ? int(tokens - first) : kTokens;
-    if (int(threadIdx.x) < count) {
-      const int64_t sample = (first + threadIdx.x) / p.length, token = (first + threadIdx.x) % p.length;
-      x_offset[threadIdx.x] = sample * p.x_stride[0] + token * p.x_stride[2];
-      out_offset[threadIdx.x] = sample * p.out_stride[0] + token * p.out_stride[2];
+template <class T>
+const char* heads_backward(const HeadsBackwardParams& p, cudaStream_t stream) {
+  using A = typename Compute<T>::type;
+  const int64_t chunks = heads_chunks(p.size), weights = p.size.dim * (p.full_width ? p.size.heads : 1);
+  const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) &&
+                       packs_aligned<T>(p.grad_out, p.size, p.grad_out_stride) &&
+                       packs_aligned<T>(p.grad_x, p.size, p.grad_x_stride);
+  if (weights == 0) return nullptr;
+  with_packs<T>(aligned, [&]<int kPack, int kUnits>() {
+    if (chunks == 0) return;
+    if (p.rotation.interleaved) {
+      VIDEOAR_LAUNCH(unsigned(chunks), kRopeThreads, stream, heads_backward_kernel<T, A, kPack, kUnits, true>)(p);
+    } else {
+      VIDEOAR_LAUNCH(unsigned(chunks), kRopeThreads, stream, heads_backward_kernel<T, A, kPack, kUnits, false>)(p);
     }
-    for (int i = int(threadIdx.x); i < count * pairs; i += kThreads) {
-      const int pair = i % pairs, axis = (pair >= p.axis_end[0]) + (pair >= p.axis_end[1]);
-      const int64_t token = first + i / pairs;
-      const int64_t row = token / p.length * p.position_batch_stride + token % p.length;
-      double sine, cosine;
-      sincos(position_at(p, row * 3 + axis) * p.inverse_frequency[pair], &sine, &cosine);
-      angles[i] = {A(cosine), A(p.inverse ? -sine : sine)};
-    }
-    __syncthreads();
-    // 32-bit: the launcher bounds the heads.
-    const int work = count * heads * units;
-    for (int i = int(threadIdx.x); i < work; i += kThreads) {
-      const int unit = i % units, row = i / units, head = row % heads, local = row / heads;
-      const T* x = (const T*)p.x + x_offset[local] + head * p.x_stride[1];
-      T* out = (T*)p.out + out_offset[local] + head * p.out_stride[1];
-      rotate_pack<T, A, kPack, kAligned, kInterleaved>(x, out, angles + local * pairs, unit, pairs);
-    }
-    __syncthreads();
-  }
-}
-
-template <class T, class A, int kPack, bool kAligned, bool kInterleaved>
-const char* launch(const RopeParams& p, cudaStream_t stream) {
-  const int64_t blocks = (p.batch * p.length + kTokens - 1) / kTokens;
-  // Past this many blocks a block takes several groups of tokens.
-  const unsigned grid = unsigned(blocks < (1 << 20) ? blocks : 1 << 20);
-  rope_kernel<T, A, kPack, kAligned, kInterleaved><<<grid, kThreads, 0, stream>>>(p);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-// Whether every pack of 16 bytes is aligned to 16 bytes.
-bool packs_are_aligned(const RopeParams& p, int64_t element_bytes, int64_t pack) {
-  bool aligned = (p.interleaved ? p.dim : p.dim / 2) % pack == 0;
-  aligned = aligned && uint64_t(p.x) % 16 == 0 && uint64_t(p.out) % 16 == 0;
-  const int64_t sizes[3] = {p.batch, p.heads, p.length};
-  for (int i = 0; i < 3; ++i) {
-    if (sizes[i] > 1) aligned = aligned && (p.x_stride[i] | p.out_stride[i]) * element_bytes % 16 == 0;
-  }
-  return aligned;
-}
-
-template <class T, class A>
-const char* launch_dtype(const RopeParams& p, cudaStream_t stream) {
-  constexpr int kPack = 16 / int(sizeof(T));
-  if (packs_are_aligned(p, sizeof(T), kPack)) {
-    return p.interleaved ? launch<T, A, kPack, true, true>(p, stream) : launch<T, A, kPack, true, false>(p, stream);
-  }
-  return p.interleaved ? launch<T, A, 2, false, true>(p, stream) : launch<T, A, 1, false, false>(p, stream);
+  });
+  const unsigned grid = unsigned((weights + kRopeThreads - 1) / kRopeThreads);
+  VIDEOAR_LAUNCH(grid, kRopeThreads, stream, add_weight_partials_kernel<A>)
+  ((const A*)p.partial, chunks, weights, (A*)p.grad_weight);
+  return launch_error();
 }
 
 }  // namespace
 
-const char* launch_rope(const RopeParams& params, void* stream) {
-  if (params.batch * params.heads * params.length * params.dim == 0) return nullptr;
-  if (params.dim > kRopeMaxDim) return "rope: head_dim above 256";
-  if (params.heads > 1 << 20) return "rope: more than 2^20 heads";
-  const cudaStream_t s = static_cast<cudaStream_t>(stream);
-  switch (params.dtype) {
-    case DType::f32: return launch_dtype<float, float>(params, s);
-    case DType::f64: return launch_dtype<double, double>(params, s);
-    case DType::bf16: return launch_dtype<__nv_bfloat16, float>(params, s);
-    case DType::f16: return launch_dtype<__half, float>(params, s);
-  }
-  return "rope: unknown dtype";
+const char* launch_heads(const HeadsParams& p, void* stream) {
+  if (p.size.batch * p.size.heads * p.size.length * p.size.dim == 0) return nullptr;
+  if (const char* reason = unfit(p.size, p.full_width)) return reason;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, heads, p, cudaStream_t(stream));
+}
+
+const char* launch_heads_backward(const HeadsBackwardParams& p, void* stream) {
+  if (const char* reason = unfit(p.size, p.full_width)) return reason;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, heads_backward, p, cudaStream_t(stream));
 }
 
 }  // namespace cuda

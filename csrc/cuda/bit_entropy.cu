@@ -1,0 +1,177 @@
+// The bit-wise cross-entropy: sums over tokens in a fixed order, and its gradient.
+#include "bits.h"
+#include "octet.cuh"
+#include "reduce.cuh"
+
+namespace videoar {
+namespace cuda {
+namespace {
+
+constexpr int kSharedSums = 1600;  // of 24 bytes, below 48 KB
+
+__device__ inline float log_one_plus(float x) { return log1pf(x); }
+__device__ inline double log_one_plus(double x) { return log1p(x); }
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+
+__device__ inline double lanes_sum(double value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+// Every group of lanes adds up its own tokens, scale by scale; then the block adds up its groups, in order.
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kBitThreads)
+    entropy_kernel(const __grid_constant__ EntropyParams p, EntropySums* block_sums) {
+  using A = typename Compute<T>::type;
+  __shared__ double sums[3 * kSharedSums];
+  const Octets at(p.dim);
+  const int scales = int(p.scales), cells = at.groups() * scales;
+  for (int i = int(threadIdx.x); i < 3 * cells; i += int(blockDim.x)) sums[i] = 0;
+  __syncthreads();
+  const int64_t begin = p.rows * blockIdx.x / gridDim.x, end = p.rows * (blockIdx.x + 1) / gridDim.x;
+  for (int64_t base = begin; base < end; base += at.groups()) {
+    const int64_t row = base + at.group();
+    const bool present = row < end;
+    double nats = 0, hits = 0;
+    for (int64_t byte = at.lane; present && byte < at.bytes; byte += at.lanes) {
+      const int count = p.dim - 8 * byte < 8 ? int(p.dim - 8 * byte) : 8;
+      A logit[8];
+      load_octet<kAligned>(logit, (const T*)p.logits + row * p.logits_stride + 8 * byte, count);
+      const unsigned bits = p.bits[row * p.bits_stride + byte];
+      A sum = A(0);
+      int agree = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (i >= count) continue;
+        const bool one = bits >> i & 1;
+        const A wrong = one ? -logit[i] : logit[i];  // evidence for the other bit
+        sum += (wrong > 0 ? wrong : A(0)) + log_one_plus(exponential(wrong > 0 ? -wrong : wrong));
+        agree += (logit[i] > 0) == one;
+      }
+      nats += double(sum);
+      hits += agree;
+    }
+    nats = lanes_sum(nats, at.lanes);
+    hits = lanes_sum(hits, at.lanes);
+    if (!present || at.lane != 0) continue;
+    const int id = p.scale_ids == nullptr ? 0 : p.scale_ids[row];
+    const bool known = id >= 0 && id < scales;
+    const int scale = known ? id : 0;
+    const double weight = !known ? nan("") : p.weight == nullptr ? 1 : p.weight[row];
+    double* cell = sums + 3 * (at.group() * scales + scale);
+    cell[0] += weight * nats;
+    cell[1] += weight * hits;
+    cell[2] += weight;
+  }
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < 3 * scales; i += int(blockDim.x)) {
+    double sum = 0;
+    for (int group = 0; group < at.groups(); ++group) sum += sums[3 * scales * group + i];
+    ((double*)(block_sums + int64_t(blockIdx.x) * scales))[i] = sum;
+  }
+}
+
+// One block; its threads add up the blocks' sums of a scale in an order of their own, always the same.
+template <class W>
+__global__ void __launch_bounds__(kBitThreads)
+    entropy_finish_kernel(const __grid_constant__ EntropyLaunch p, int64_t blocks) {
+  __shared__ double scratch[3 * kWarp];
+  const double dim = double(p.tokens.dim);
+  double all[3] = {0, 0, 0};
+  for (int64_t s = 0; s < p.tokens.scales; ++s) {
+    double one[3] = {0, 0, 0};  // nats, hits, weight
+    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
+      const EntropySums part = p.sums[block * p.tokens.scales + s];
+      one[0] += part.nats, one[1] += part.hits, one[2] += part.weight;
+    }
+    block_sum(one, scratch);
+    for (int i = 0; i < 3; ++i) all[i] += one[i];
+    if (threadIdx.x != 0) continue;
+    ((W*)p.per_scale)[s] = W(one[0] / (one[2] * dim));
+    ((W*)p.scale_accuracy)[s] = W(one[1] / (one[2] * dim));
+    p.totals[s] = one[2];
+  }
+  if (threadIdx.x != 0) return;
+  *(W*)p.loss = W(all[0] / (all[2] * dim));
+  *(W*)p.accuracy = W(all[1] / (all[2] * dim));
+}
+
+// One block: every thread adds up all weights, and makes the coefficients of some scales.
+template <class W>
+__global__ void __launch_bounds__(kBitThreads) coefficient_kernel(const __grid_constant__ EntropyBackwardLaunch p) {
+  double all = 0;
+  for (int64_t s = 0; s < p.scales; ++s) all += p.totals[s];
+  for (int64_t s = threadIdx.x; s < p.scales; s += blockDim.x) {
+    const double total = p.totals[s], dim = double(p.tokens.dim);
+    const double loss = double(*(const W*)p.grad_loss), scale = double(((const W*)p.grad_per_scale)[s]);
+    p.coefficient[s] = total == 0 || all == 0 ? 0 : (loss / all + scale / total) / dim;
+  }
+}
+
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kBitThreads, 2)
+    entropy_backward_kernel(const __grid_constant__ EntropyBackwardParams p, const double* coefficients,
+                            int64_t scales) {
+  using A = typename Compute<T>::type;
+  each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
+    A logit[8];
+    load_octet<kAligned>(logit, (const T*)p.logits + row * p.logits_stride + 8 * byte, count);
+    const unsigned bits = p.bits[row * p.bits_stride + byte];
+    const int scale = p.scale_ids == nullptr ? 0 : p.scale_ids[row];
+    const double weight = p.weight == nullptr ? 1 : p.weight[row];
+    const A factor = scale >= 0 && scale < scales ? A(coefficients[scale] * weight) : A(nan(""));
+    store_octet<kAligned>((T*)p.grad + row * p.dim + 8 * byte, count, [&](int i) {
+      // sigmoid(x) - 1 is -sigmoid(-x), which keeps its digits.
+      const bool one = bits >> i & 1;
+      const A wrong = one ? -logit[i] : logit[i], slope = 1 / (1 + exponential(-wrong));
+      return narrow<T, A>(factor * (one ? -slope : slope));
+    });
+  });
+}
+
+template <class T>
+const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
+  using W = typename Compute<T>::type;
+  const EntropyParams& t = p.tokens;
+  const int64_t blocks = entropy_blocks(t.rows);
+  const int lanes = octet_lanes(t.dim);
+  int threads = kBitThreads;
+  while (threads > kWarp && threads / lanes * t.scales > kSharedSums) threads /= 2;
+  if (threads / lanes * t.scales > kSharedSums) return "bit_cross_entropy: too many scales for this GPU";
+  if (octets_aligned<T>(t.logits, t.logits_stride, t.dim)) {
+    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, true>)(t, p.sums);
+  } else {
+    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, false>)(t, p.sums);
+  }
+  VIDEOAR_LAUNCH(1, kBitThreads, stream, entropy_finish_kernel<W>)(p, blocks);
+  return launch_error();
+}
+
+template <class T>
+const char* entropy_backward(const EntropyBackwardLaunch& p, cudaStream_t stream) {
+  using W = typename Compute<T>::type;
+  const EntropyBackwardParams& t = p.tokens;
+  VIDEOAR_LAUNCH(1, kBitThreads, stream, coefficient_kernel<W>)(p);
+  if (t.rows * t.dim == 0) return launch_error();
+  const unsigned grid = octet_grid(t.rows, t.dim);
+  if (octets_aligned<T>(t.logits, t.logits_stride, t.dim) && aligned_to_16(t.grad)) {
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, entropy_backward_kernel<T, true>)(t, p.coefficient, p.scales);
+  } else {
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, entropy_backward_kernel<T, false>)(t, p.coefficient, p.scales);
+  }
+  return launch_error();
+}
+
+}  // namespace
+
+const char* launch_entropy(const EntropyLaunch& p, void* stream) {
+  VIDEOAR_CUDA_DISPATCH(p.tokens.dtype, entropy, p, cudaStream_t(stream));
+}
+
+const char* launch_entropy_backward(const EntropyBackwardLaunch& p, void* stream) {
+  VIDEOAR_CUDA_DISPATCH(p.tokens.dtype, entropy_backward, p, cudaStream_t(stream));
+}
+
+}  // namespace cuda
+}  // namespace videoar

@@ -1,0 +1,407 @@
+#include "cells.cuh"
+#include "norm.h"
+#include "reduce.cuh"
+
+namespace videoar {
+namespace cuda {
+namespace {
+
+constexpr int kMostThreads = 512;
+constexpr int kAddThreads = 128;
+
+template <class T>
+__device__ inline const T* row_of(const TokenRows& rows, int64_t row, int64_t length) {
+  return (const T*)rows.data + row / length * rows.batch_stride + row % length * rows.token_stride;
+}
+
+// The modulation row of a token, null where there is no modulation.
+template <class M>
+__device__ inline const M* row_of(const Modulation& m, int64_t row, int64_t length) {
+  if (m.data == nullptr) return nullptr;
+  return (const M*)m.data + row / length * m.batch_stride + row % length / m.tokens * m.frame_stride;
+}
+
+template <class T>
+__device__ inline T* row_of(const OutputRows& rows, int64_t row, int64_t length) {
+  return (T*)rows.data + row / length * rows.batch_stride + row % length * rows.token_stride;
+}
+
+__device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
+__device__ inline double reciprocal_root(double x) { return rsqrt(x); }
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+template <class A>
+__device__ inline A sigmoid(A x) {
+  return 1 / (1 + exponential(-x));
+}
+
+template <class T, class M, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads) adaln_norm_kernel(const __grid_constant__ AdalnParams p) {
+  using A = typename Compute<T>::type;
+  __shared__ A scratch[kWarp];
+  const int64_t width = p.size.width, length = p.size.length, rows = p.size.batch * length;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const RowCells<T, A, kPack, kPacks> x(row_of<T>(p.x, row, length), width);
+    A sum[1] = {A(0)}, squares[1] = {A(0)};
+    A mean = A(0);
+    if (p.layer) {
+      const A guess = widen<A>(row_of<T>(p.x, row, length)[0]);  // so that constant rows have no variance at all
+      for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) { sum[0] += x.at(i, j, c) - guess; });
+      block_sum(sum, scratch);
+      mean = guess + sum[0] / A(width);
+    }
+    for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) {
+      const A centred = x.at(i, j, c) - mean;
+      squares[0] += centred * centred;
+    });
+    block_sum(squares, scratch);
+    const A rstd = reciprocal_root(squares[0] / A(width) + A(p.eps));
+    const RowCells<A, A, kPack, kPacks> weight((const A*)p.weight, width, A(1));
+    const RowCells<M, A, kPack, kPacks> scale(row_of<M>(p.scale, row, length), width);
+    const RowCells<M, A, kPack, kPacks> shift(row_of<M>(p.shift, row, length), width);
+    write_cells<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int j, int64_t c) {
+      return (x.at(i, j, c) - mean) * rstd * weight.at(i, j, c) * (1 + scale.at(i, j, c)) + shift.at(i, j, c);
+    });
+  }
+}
+
+// Sums over the rows that share a modulation row: short groups end inside a task and go straight to `grads`, long ones
+// leave one partial sum a task (and so does the weight, with grads null).
+template <class A, class M, int kPack, int kPacks>
+struct GroupSums {
+  CellSums<A, kPack, kPacks> sums;
+  A* partial;
+  M* grads;
+  int64_t tokens, width;
+
+  __device__ GroupSums(A* partial, M* grads, int64_t tokens, int64_t width)
+      : sums(partial, width),
+        partial(partial),
+        grads(tokens < kGroupInTask ? grads : nullptr),
+        tokens(tokens),
+        width(width) {}
+  __device__ bool wanted() const { return partial != nullptr; }
+  __device__ void row_done(int64_t row) {
+    if (!wanted() || grads == nullptr || (row + 1) % tokens != 0) return;
+    M* out = grads + row / tokens * width;
+    for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) { out[c] = narrow<M, A>(sums.at(i, j, c)); });
+    sums.clear(width);
+  }
+  __device__ void task_done() {
+    if (!wanted() || grads != nullptr || kPacks == 0) return;
+    for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) { partial[c] = sums.at(i, j, c); });
+  }
+};
+
+template <class T, class M, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads)
+    adaln_norm_backward_kernel(const __grid_constant__ AdalnBackwardParams p, const __grid_constant__ NormTasks tasks) {
+  using A = typename Compute<T>::type;
+  __shared__ A scratch[3 * kWarp];
+  const AdalnParams& f = p.forward;
+  const int64_t width = f.size.width, length = f.size.length;
+  for (int64_t task = blockIdx.x; task < tasks.count; task += gridDim.x) {
+    A* partial = (A*)p.partial + task * 3 * width;
+    GroupSums<A, A, kPack, kPacks> weight_sum(f.weight ? partial : nullptr, nullptr, kGroupInTask, width);
+    GroupSums<A, M, kPack, kPacks> scale_sum(f.scale.data ? partial + width : nullptr, (M*)p.grad_scale, f.scale.tokens,
+                                             width);
+    GroupSums<A, M, kPack, kPacks> shift_sum(f.shift.data ? partial + 2 * width : nullptr, (M*)p.grad_shift,
+                                             f.shift.tokens, width);
+    const int64_t end = task_end(tasks, task);
+    for (int64_t row = task_begin(tasks, task); row < end; ++row) {
+      const RowCells<T, A, kPack, kPacks> x(row_of<T>(f.x, row, length), width);
+      const RowCells<T, A, kPack, kPacks> grad(row_of<T>(p.grad_out, row, length), width);
+      const RowCells<A, A, kPack, kPacks> weight((const A*)f.weight, width, A(1));
+      const RowCells<M, A, kPack, kPacks> scale(row_of<M>(f.scale, row, length), width);
+      A mean = A(0);
+      if (f.layer) {
+        const A guess = widen<A>(row_of<T>(f.x, row, length)[0]);
+        A sum[1] = {A(0)};
+        for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) { sum[0] += x.at(i, j, c) - guess; });
+        block_sum(sum, scratch);
+        mean = guess + sum[0] / A(width);
+      }
+      A sums[3] = {A(0), A(0), A(0)};  // of centred^2, h * centred and h, with h = grad * weight * (1 + scale)
+      for_cells<kPack, kPacks>(width, [&](int i, int j, int64_t c) {
+        const A centred = x.at(i, j, c) - mean;
+        const A h = grad.at(i, j, c) * weight.at(i, j, c) * (1 + scale.at(i, j, c));
+        sums[0] += centred * centred;
+        sums[1] += h * centred;
+        sums[2] += h;
+      });
+      block_sum(sums, scratch);
+      const A rstd = reciprocal_root(sums[0] / A(width) + A(f.eps));
+      const A product = sums[1] * rstd / A(width), slope = f.layer ? sums[2] / A(width) : A(0);
+      write_cells<T, A, kPack, kPacks>((T*)p.grad_x + row * width, width, [&](int i, int j, int64_t c) {
+        const A g = grad.at(i, j, c), xhat = (x.at(i, j, c) - mean) * rstd;
+        const A h = g * weight.at(i, j, c) * (1 + scale.at(i, j, c));
+        if (weight_sum.wanted()) weight_sum.sums.add(i, j, c, g * xhat * (1 + scale.at(i, j, c)));
+        if (scale_sum.wanted()) scale_sum.sums.add(i, j, c, g * xhat * weight.at(i, j, c));
+        if (shift_sum.wanted()) shift_sum.sums.add(i, j, c, g);
+        return rstd * (h - xhat * product - slope);
+      });
+      scale_sum.row_done(row);
+      shift_sum.row_done(row);
+    }
+    weight_sum.task_done();
+    scale_sum.task_done();
+    shift_sum.task_done();
+  }
+}
+
+// grads[group][column] = the sum of the partial rows of the group's tasks, in order; `stride` numbers between tasks.
+template <class A, class M>
+__global__ void __launch_bounds__(kAddThreads)
+    add_partials_kernel(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads) {
+  const int64_t items = groups * width, step = int64_t(gridDim.x) * kAddThreads;
+  for (int64_t item = int64_t(blockIdx.x) * kAddThreads + threadIdx.x; item < items; item += step) {
+    const A* first = partial + item / width * tasks * stride + item % width;
+    A sum = A(0);
+    for (int64_t task = 0; task < tasks; ++task) sum += first[task * stride];
+    grads[item] = narrow<M, A>(sum);
+  }
+}
+
+template <class A, class M>
+void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads,
+                  cudaStream_t stream) {
+  const unsigned grid = grid_of((groups * width + kAddThreads - 1) / kAddThreads);
+  VIDEOAR_LAUNCH(grid, kAddThreads, stream, add_partials_kernel<A, M>)(partial, stride, groups, tasks, width, grads);
+}
+
+template <class A, class M>
+void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks, int64_t tokens,
+                        M* grads, cudaStream_t stream) {
+  if (tokens < kGroupInTask) return;
+  const int64_t groups = size.batch * size.length / tokens;
+  add_partials(partial, stride, groups, tasks.count / groups, size.width, grads, stream);
+}
+
+template <class T, class M, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads) gated_residual_kernel(const __grid_constant__ GatedResidualParams p) {
+  using A = typename Compute<T>::type;
+  const int64_t width = p.size.width, length = p.size.length, rows = p.size.batch * length;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const RowCells<T, A, kPack, kPacks> x(row_of<T>(p.x, row, length), width);
+    const RowCells<T, A, kPack, kPacks> y(row_of<T>(p.y, row, length), width);
+    const RowCells<M, A, kPack, kPacks> gate(row_of<M>(p.gate, row, length), width);
+    write_cells<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int j, int64_t c) {
+      return x.at(i, j, c) + gate.at(i, j, c) * y.at(i, j, c);
+    });
+  }
+}
+
+template <class T, class M, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads, 2)
+    gated_residual_backward_kernel(const __grid_constant__ GatedResidualBackwardParams p,
+                                   const __grid_constant__ NormTasks tasks) {
+  using A = typename Compute<T>::type;
+  const int64_t width = p.size.width, length = p.size.length;
+  for (int64_t task = blockIdx.x; task < tasks.count; task += gridDim.x) {
+    GroupSums<A, M, kPack, kPacks> gate_sum((A*)p.partial + task * width, (M*)p.grad_gate, p.gate.tokens, width);
+    const int64_t end = task_end(tasks, task);
+    for (int64_t row = task_begin(tasks, task); row < end; ++row) {
+      const RowCells<T, A, kPack, kPacks> grad(row_of<T>(p.grad_out, row, length), width);
+      const RowCells<T, A, kPack, kPacks> y(row_of<T>(p.y, row, length), width);
+      const RowCells<M, A, kPack, kPacks> gate(row_of<M>(p.gate, row, length), width);
+      write_cells<T, A, kPack, kPacks>((T*)p.grad_y + row * width, width, [&](int i, int j, int64_t c) {
+        gate_sum.sums.add(i, j, c, grad.at(i, j, c) * y.at(i, j, c));
+        return grad.at(i, j, c) * gate.at(i, j, c);
+      });
+      gate_sum.row_done(row);
+    }
+    gate_sum.task_done();
+  }
+}
+
+template <class T, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads) swiglu_kernel(const __grid_constant__ SwigluParams p) {
+  using A = typename Compute<T>::type;
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
+    const RowCells<T, A, kPack, kPacks> up((const T*)p.up + row * p.up_stride, p.width);
+    write_cells<T, A, kPack, kPacks>((T*)p.out + row * p.out_stride, p.width, [&](int i, int j, int64_t c) {
+      const A g = gate.at(i, j, c);
+      return g * sigmoid(g) * up.at(i, j, c);
+    });
+  }
+}
+
+template <class T, int kPack, int kPacks>
+__global__ void __launch_bounds__(kMostThreads) swiglu_backward_kernel(const __grid_constant__ SwigluBackwardParams p) {
+  using A = typename Compute<T>::type;
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    const RowCells<T, A, kPack, kPacks> grad((const T*)p.grad_out + row * p.grad_out_stride, p.width);
+    const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
+    const RowCells<T, A, kPack, kPacks> up((const T*)p.up + row * p.up_stride, p.width);
+    write_cells<T, A, kPack, kPacks>((T*)p.grad_gate + row * p.width, p.width, [&](int i, int j, int64_t c) {
+      const A g = gate.at(i, j, c), s = sigmoid(g);
+      return grad.at(i, j, c) * up.at(i, j, c) * s * (1 + g * (1 - s));
+    });
+    write_cells<T, A, kPack, kPacks>((T*)p.grad_up + row * p.width, p.width, [&](int i, int j, int64_t c) {
+      const A g = gate.at(i, j, c);
+      return grad.at(i, j, c) * g * sigmoid(g);
+    });
+  }
+}
+
+// Whether 16-byte accesses are aligned in every row.
+struct Alignment {
+  bool good;
+  int64_t element;
+
+  Alignment(int64_t width, int64_t element) : good(width * element % 16 == 0), element(element) {}
+  Alignment& dense(const void* p) {
+    good = good && aligned_to_16(p);
+    return *this;
+  }
+  Alignment& rows(const void* p, int64_t stride) {
+    good = good && aligned_to_16(p) && stride * element % 16 == 0;
+    return *this;
+  }
+  template <class R>
+  Alignment& tokens(const R& r) {
+    return rows(r.data, r.batch_stride | r.token_stride);
+  }
+  Alignment& modulation(const Modulation& m, int64_t bytes) {
+    good =
+        good && (m.data == nullptr || (aligned_to_16(m.data) && (m.batch_stride | m.frame_stride) * bytes % 16 == 0));
+    return *this;
+  }
+};
+
+// f.template operator()<kPack, kPacks>(threads) with rows in registers where they are aligned and fit.
+template <class T, class F>
+void with_cells(bool aligned, int64_t width, const F& f) {
+  constexpr int kPack = kPackOf<T>;
+  constexpr int kPacks = sizeof(T) == 4 ? 2 : 1;  // eight numbers a thread; more of them spill in backward
+  if constexpr (sizeof(T) < 8) {
+    if (aligned && width <= int64_t(kPack) * kPacks * kMostThreads)
+      return f.template operator()<kPack, kPacks>(row_threads(width, kPack, kPacks, kMostThreads));
+  }
+  f.template operator()<1, 0>(row_threads(width, 1, 0, kMostThreads));
+}
+
+template <class T, class M>
+void adaln_norm_of(const AdalnParams& p, cudaStream_t stream) {
+  const int64_t rows = p.size.batch * p.size.length;
+  Alignment a(p.size.width, sizeof(T));
+  a.tokens(p.x).tokens(p.out).dense(p.weight).modulation(p.scale, sizeof(M)).modulation(p.shift, sizeof(M));
+  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(rows), threads, stream, adaln_norm_kernel<T, M, kPack, kPacks>)(p);
+  });
+}
+
+template <class T, class M>
+void adaln_norm_backward_of(const AdalnBackwardParams& p, cudaStream_t stream) {
+  using A = typename Compute<T>::type;
+  const AdalnParams& f = p.forward;
+  const int64_t width = f.size.width;
+  const NormTasks tasks = norm_tasks(f.size, f.scale.tokens, f.shift.tokens, kNormTasks);
+  Alignment a(width, sizeof(T));
+  a.tokens(f.x).tokens(p.grad_out).dense(p.grad_x).dense(f.weight).modulation(f.scale, sizeof(M));
+  with_cells<T>(a.good, width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(tasks.count), threads, stream, adaln_norm_backward_kernel<T, M, kPack, kPacks>)(p, tasks);
+  });
+  const A* partial = (const A*)p.partial;
+  if (f.weight) add_partials(partial, 3 * width, 1, tasks.count, width, (A*)p.grad_weight, stream);
+  if (f.scale.data)
+    add_group_partials(partial + width, 3 * width, f.size, tasks, f.scale.tokens, (M*)p.grad_scale, stream);
+  if (f.shift.data)
+    add_group_partials(partial + 2 * width, 3 * width, f.size, tasks, f.shift.tokens, (M*)p.grad_shift, stream);
+}
+
+template <class T, class M>
+void gated_residual_of(const GatedResidualParams& p, cudaStream_t stream) {
+  const int64_t rows = p.size.batch * p.size.length;
+  Alignment a(p.size.width, sizeof(T));
+  a.tokens(p.x).tokens(p.y).tokens(p.out).modulation(p.gate, sizeof(M));
+  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(rows), threads, stream, gated_residual_kernel<T, M, kPack, kPacks>)(p);
+  });
+}
+
+template <class T, class M>
+void gated_residual_backward_of(const GatedResidualBackwardParams& p, cudaStream_t stream) {
+  using A = typename Compute<T>::type;
+  const NormTasks tasks = norm_tasks(p.size, p.gate.tokens, p.gate.tokens, kNormTasks);
+  Alignment a(p.size.width, sizeof(T));
+  a.tokens(p.y).tokens(p.grad_out).dense(p.grad_y).modulation(p.gate, sizeof(M));
+  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(tasks.count), threads, stream, gated_residual_backward_kernel<T, M, kPack, kPacks>)
+    (p, tasks);
+  });
+  add_group_partials((const A*)p.partial, p.size.width, p.size, tasks, p.gate.tokens, (M*)p.grad_gate, stream);
+}
+
+// The modulation's type: the compute type, or the element's own.
+template <class T>
+const char* adaln_norm(const AdalnParams& p, cudaStream_t stream) {
+  p.wide_modulation ? adaln_norm_of<T, typename Compute<T>::type>(p, stream) : adaln_norm_of<T, T>(p, stream);
+  return launch_error();
+}
+template <class T>
+const char* adaln_norm_backward(const AdalnBackwardParams& p, cudaStream_t stream) {
+  p.forward.wide_modulation ? adaln_norm_backward_of<T, typename Compute<T>::type>(p, stream)
+                            : adaln_norm_backward_of<T, T>(p, stream);
+  return launch_error();
+}
+template <class T>
+const char* gated_residual(const GatedResidualParams& p, cudaStream_t stream) {
+  p.wide_modulation ? gated_residual_of<T, typename Compute<T>::type>(p, stream) : gated_residual_of<T, T>(p, stream);
+  return launch_error();
+}
+template <class T>
+const char* gated_residual_backward(const GatedResidualBackwardParams& p, cudaStream_t stream) {
+  p.wide_modulation ? gated_residual_backward_of<T, typename Compute<T>::type>(p, stream)
+                    : gated_residual_backward_of<T, T>(p, stream);
+  return launch_error();
+}
+
+template <class T>
+const char* swiglu(const SwigluParams& p, cudaStream_t stream) {
+  Alignment a(p.width, sizeof(T));
+  a.rows(p.gate, p.gate_stride).rows(p.up, p.up_stride).rows(p.out, p.out_stride);
+  with_cells<T>(a.good, p.width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(p.rows), threads, stream, swiglu_kernel<T, kPack, kPacks>)(p);
+  });
+  return launch_error();
+}
+template <class T>
+const char* swiglu_backward(const SwigluBackwardParams& p, cudaStream_t stream) {
+  Alignment a(p.width, sizeof(T));
+  a.rows(p.grad_out, p.grad_out_stride).rows(p.gate, p.gate_stride).rows(p.up, p.up_stride);
+  a.dense(p.grad_gate).dense(p.grad_up);
+  with_cells<T>(a.good, p.width, [&]<int kPack, int kPacks>(int threads) {
+    VIDEOAR_LAUNCH(grid_of(p.rows), threads, stream, swiglu_backward_kernel<T, kPack, kPacks>)(p);
+  });
+  return launch_error();
+}
+
+}  // namespace
+
+const char* launch_adaln_norm(const AdalnParams& p, void* stream) {
+  if (p.size.batch * p.size.length * p.size.width == 0) return nullptr;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, adaln_norm, p, cudaStream_t(stream));
+}
+const char* launch_adaln_norm_backward(const AdalnBackwardParams& p, void* stream) {
+  VIDEOAR_CUDA_DISPATCH(p.forward.dtype, adaln_norm_backward, p, cudaStream_t(stream));
+}
+const char* launch_gated_residual(const GatedResidualParams& p, void* stream) {
+  if (p.size.batch * p.size.length * p.size.width == 0) return nullptr;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, gated_residual, p, cudaStream_t(stream));
+}
+const char* launch_gated_residual_backward(const GatedResidualBackwardParams& p, void* stream) {
+  VIDEOAR_CUDA_DISPATCH(p.dtype, gated_residual_backward, p, cudaStream_t(stream));
+}
+const char* launch_swiglu(const SwigluParams& p, void* stream) {
+  if (p.rows * p.width == 0) return nullptr;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, swiglu, p, cudaStream_t(stream));
+}
+const char* launch_swiglu_backward(const SwigluBackwardParams& p, void* stream) {
+  if (p.rows * p.width == 0) return nullptr;
+  VIDEOAR_CUDA_DISPATCH(p.dtype, swiglu_backward, p, cudaStream_t(stream));
+}
+
+}  // namespace cuda
+}  // namespace videoar
