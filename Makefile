@@ -12,7 +12,7 @@ endif
 CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench emulate sanitize lint format cuda-check gpu-check build clean
+.PHONY: demo test bench emulate sanitize cuda-on-cpu lint format cuda-check gpu-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -26,9 +26,10 @@ build: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/.ready)
 demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
 
-# Where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
+# The CUDA kernels are tested as C++; where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
 test: $(READY)
 	$(PYTHON) -m pytest tests
+	$(MAKE) cuda-on-cpu PYTHON=$(PYTHON)
 	! grep -qs avx2 /proc/cpuinfo || grep -qs avx512_bf16 /proc/cpuinfo || $(MAKE) emulate PYTHON=$(PYTHON)
 
 # Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
@@ -45,6 +46,10 @@ emulate: $(READY)
 # The kernel tests on a build with AddressSanitizer and UBSan, every instruction set in it.
 sanitize: $(READY)
 	$(PYTHON) tests/sanitize.py $(TESTS)
+
+# The kernel tests on the CUDA kernels, compiled for the CPU: TESTS=tests/kernels/test_rope.py for one family.
+cuda-on-cpu: $(READY)
+	$(PYTHON) tests/cuda_on_cpu.py $(TESTS)
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -75,7 +75,9 @@ class CMakeBuild(build_ext):
             configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments]
             subprocess.run(configure, check=True, env=environment)
             jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-            subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True, env=environment)
+            # For tests: the operators with the CUDA kernels compiled as C++, beside the usual ones.
+            target = ["--target", "videoar_cuda_on_cpu"] if os.environ.get("VIDEOAR_CUDA_ON_CPU") else []
+            subprocess.run(["cmake", "--build", str(build), "-j", jobs, *target], check=True, env=environment)
 
 
 setup(ext_modules=[Extension("videoar_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

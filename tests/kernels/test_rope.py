@@ -248,6 +248,7 @@ def test_position_types_agree_and_far_positions_stay_accurate():
     for dtype in (torch.int64, torch.int32, torch.float32, torch.float64):
         assert_close(vk.rope_3d(x, positions.to(dtype)), exact)
     assert_close(vk.rope_3d(x, -positions), rotated(x, -positions))
+    assert_close(vk.rope_3d(x, 3000 * positions), rotated(x, 3000 * positions))
     many = torch.rand(3000, 3) * 100  # every coordinate is another one
     x = torch.randn(1, 1, 3000, 12)
     assert_close(vk.rope_3d(x, many), rotated(x, many))
