@@ -16,7 +16,7 @@ from torch import Tensor
 from videoar_kernels import reference
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.kv_blocks import CacheShape
-from videoar_kernels.kv_cursors import RingCursors
+from videoar_kernels.kv_cursors import RingCursors, runs
 from videoar_kernels.library import ops, register_fake, run_into
 from videoar_kernels.reference.kv_cache import CacheView
 
@@ -41,7 +41,7 @@ class KVCache:
         relative: Store keys unrotated; `view` then gives positions in which the time that evicted units spanned is
             closed up, and the reader rotates (`rope_3d(view.k, view.positions)`).
         dtype: float32, bfloat16, float16 or float64.
-        device: Where the buffers lie.
+        device: Where the buffers lie; None: PyTorch's default device.
 
     Raises:
         ValueError: A size is not positive, or sink and window exceed the capacity.
@@ -59,7 +59,7 @@ class KVCache:
         window: int | None = None,
         relative: bool = False,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         self._shape = CacheShape(layers, batch, kv_heads, capacity, head_dim, sink, window, relative)
         self._shape.check()
@@ -129,7 +129,8 @@ class KVCache:
             k_weight: (D,): apply an RMS norm to every head of k, with this weight. None: no norm.
             eps: Of the norm.
             positions: int64 (L, 3) or (B, L, 3): rotate k by them. None: no RoPE. A relative cache stores them
-                instead, needs (L, 3), and takes those of the first layer of a pass for all.
+                instead, needs (L, 3), takes those of the first layer of a pass for all, and waits for positions that lie
+                on a GPU.
             dims: Split of D over (t, h, w), as in `rope_3d`.
             theta: Base of RoPE.
             interleaved: Layout of the rotated pairs, as in `rope_3d`.
@@ -244,10 +245,14 @@ class KVCache:
         dropped = self._cursors.drop(units, every)
         if self.relative:
             for slots, gap in dropped.shifts:
-                self._positions[slots, 0] -= gap
+                for _, run in runs(slots):
+                    self._positions[run, 0] -= gap
         if dropped.source:
+            sources, targets = runs(dropped.source), runs(dropped.target)
             for buffer in (*self.k, *self.v, *([self._positions[None, None]] if self.relative else [])):
-                buffer[:, :, dropped.target] = buffer[:, :, dropped.source]
+                moved = torch.cat([buffer[:, :, run] for _, run in sources], dim=2)
+                for part, run in targets:
+                    buffer[:, :, run] = moved[:, :, part]
         return dropped.tokens
 
     def view(self, layer: int) -> CacheView:
@@ -268,9 +273,11 @@ class KVCache:
             return
         self._pass = set(layers)
         self._start = int(positions[:, 0].min())
-        gap = torch.tensor([self._cursors.gap(self._start), 0, 0], device=self.device)
-        self._query_positions = positions.to(self.device) - gap
-        self._positions[self._cursors.next_slots(length)] = self._query_positions
+        placed = positions.clone()
+        placed[:, 0] -= self._cursors.gap(self._start)
+        self._query_positions = placed.to(self.device, non_blocking=True)
+        for part, run in runs(self._cursors.next_slots(length)):
+            self._positions[run] = self._query_positions[part]
 
 
 @register_fake("videoar_kernels::kv_cache_append")

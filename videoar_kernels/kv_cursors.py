@@ -10,6 +10,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
+def runs(slots: list[int]) -> list[tuple[slice, slice]]:
+    """Returns, for each run of consecutive slots, where it lies in the list and which slots it holds.
+
+    On a GPU a slice is only an address, while a list of slots is copied there, which waits for it.
+    """
+    found, first = [], 0
+    for i in range(1, len(slots) + 1):
+        if i == len(slots) or slots[i] != slots[i - 1] + 1:
+            found.append((slice(first, i), slice(slots[first], slots[i - 1] + 1)))
+            first = i
+    return found
+
+
 @dataclass(eq=False)
 class Unit:
     """A closed or open unit of which the ring holds tokens."""

@@ -11,7 +11,7 @@ from closeness import assert_close
 from torch import Tensor
 
 from videoar_kernels import KVCache, reference
-from videoar_kernels.kv_cursors import RingCursors
+from videoar_kernels.kv_cursors import RingCursors, runs
 from videoar_kernels.reference.attention import range_attention
 from videoar_kernels.reference.rope import rope_3d
 
@@ -39,7 +39,7 @@ def held(cache: KVCache, layer: int = 0) -> tuple[Tensor, Tensor]:
 def rows(k: Tensor, v: Tensor) -> set[bytes]:
     """The multiset-free fingerprint of (key, value) pairs: their order does not matter to attention."""
     pairs = torch.cat((k, v), dim=-1).transpose(1, 2).transpose(0, 1)  # (L, B, H, 2 D)
-    return {pair.contiguous().numpy().tobytes() for pair in pairs}
+    return {pair.contiguous().cpu().numpy().tobytes() for pair in pairs}
 
 
 def assert_same(cache: KVCache, twin: ReferenceCache) -> None:
@@ -122,11 +122,12 @@ def test_relative_positions_close_the_gap_that_evicted_units_leave(seed):
         assert torch.equal(view.query_positions, expected.query_positions)
         slots = [slot for begin, end in view.ranges for slot in range(begin, end)]
         ours = {
-            (key.numpy().tobytes(), *p.tolist())
+            (key.cpu().numpy().tobytes(), *p.tolist())
             for key, p in zip(view.k[0, 0, slots], view.positions[slots], strict=True)
         }
         theirs = {
-            (key.numpy().tobytes(), *p.tolist()) for key, p in zip(expected.k[0, 0], expected.positions, strict=True)
+            (key.cpu().numpy().tobytes(), *p.tolist())
+            for key, p in zip(expected.k[0, 0], expected.positions, strict=True)
         }
         assert ours == theirs
         if rng.random() < 0.8:
@@ -248,3 +249,9 @@ def test_every_committed_token_is_found_in_its_slot():
         seen += cursors.next_slots(length)
         cursors.commit(length, 0, close=True)
     assert seen == [i if i < 3 else 3 + (i - 3) % 7 for i in range(len(seen))]
+
+
+def test_runs_part_where_slots_jump():
+    found = runs([3, 4, 5, 0, 1, 3])
+    assert found == [(slice(0, 3), slice(3, 6)), (slice(3, 5), slice(0, 2)), (slice(5, 6), slice(3, 4))]
+    assert runs([]) == [] and runs([7]) == [(slice(0, 1), slice(7, 8))]

@@ -111,7 +111,7 @@ class KVCache:
         window: int | None = None,
         relative: bool = False,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         self.layers, self.batch, self.kv_heads, self.capacity, self.head_dim = (
             layers,
@@ -121,7 +121,7 @@ class KVCache:
             head_dim,
         )
         self.sink, self.window, self.relative = sink, window, relative
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device = dtype, torch.device(device or torch.get_default_device())
         self.reset()
 
     def reset(self) -> None:
