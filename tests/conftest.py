@@ -31,9 +31,16 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=library.ISAS)
+@pytest.fixture(params=[*library.ISAS, pytest.param("cuda", marks=pytest.mark.gpu)])
 def isa(request):
-    """Runs the test once for each instruction set of this CPU."""
+    """Runs the test once for each instruction set of this CPU, and on the GPU, where new tensors then lie."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no NVIDIA GPU")
+        torch.set_default_device("cuda")
+        yield request.param
+        torch.set_default_device(None)
+        return
     if request.param not in library.available_isas():
         pytest.skip(f"this CPU or build has no {request.param}")
     before = library.set_cpu_isa(request.param)

@@ -8,11 +8,11 @@ import torch
 
 
 def numpy_pack(ones: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.packbits(ones.numpy(), axis=-1, bitorder="little"))
+    return torch.as_tensor(np.packbits(ones.cpu().numpy(), axis=-1, bitorder="little"))
 
 
 def numpy_unpack(bits: torch.Tensor, dim: int) -> torch.Tensor:
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=dim, bitorder="little").astype(bool))
+    return torch.as_tensor(np.unpackbits(bits.cpu().numpy(), axis=-1, count=dim, bitorder="little").astype(bool))
 
 
 def views(shape: tuple[int, ...], dtype: torch.dtype):
@@ -25,11 +25,11 @@ def views(shape: tuple[int, ...], dtype: torch.dtype):
 
 
 def numpy_sample(logits, uncond, guidance, temperature, seed, offset):
-    x = logits.double().numpy()
+    x = logits.double().cpu().numpy()
     if uncond is not None:
-        u = uncond.double().numpy()
+        u = uncond.double().cpu().numpy()
         x = u + guidance * (x - u)
     if temperature == 0:
-        return torch.from_numpy(x > 0)
+        return torch.as_tensor(x > 0)
     with np.errstate(over="ignore"):
-        return torch.from_numpy(philox_numpy.uniform(x.shape, seed, offset) < 1 / (1 + np.exp(-(x / temperature))))
+        return torch.as_tensor(philox_numpy.uniform(x.shape, seed, offset) < 1 / (1 + np.exp(-(x / temperature))))

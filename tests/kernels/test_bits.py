@@ -63,7 +63,7 @@ def test_the_code_passes_its_gradient_straight_through(impl):
 @pytest.mark.parametrize("dim", DIMS)
 def test_flips_are_the_philox_events_of_each_element(impl, isa, dim):
     ones = torch.rand(3, 11, dim) < 0.5
-    flip = torch.from_numpy(philox_numpy.uniform((3, 11, dim), 9, 4) < 0.3)
+    flip = torch.as_tensor(philox_numpy.uniform((3, 11, dim), 9, 4) < 0.3)
     out = impl.flip_bits(numpy_pack(ones), 0.3, seed=9, offset=4, dim=dim)
     assert torch.equal(out, numpy_pack(ones ^ flip))
 
@@ -73,8 +73,8 @@ def test_p_may_differ_per_sample_and_per_token(impl, isa):
     packed = torch.randint(0, 256, (3, 50, 6), dtype=torch.uint8)
     uniform = philox_numpy.uniform((3, 50, 48), 1)
     for p in (torch.tensor(0.2), torch.tensor([0.0, 0.5, 1.0]), torch.rand(3, 50), torch.rand(3, 1).double()):
-        wide = p.double().reshape(p.shape + (1,) * (3 - p.ndim)).numpy()
-        flip = numpy_pack(torch.from_numpy(uniform < wide))
+        wide = p.double().reshape(p.shape + (1,) * (3 - p.ndim)).cpu().numpy()
+        flip = numpy_pack(torch.as_tensor(uniform < wide))
         assert torch.equal(impl.flip_bits(packed, p, seed=1), packed ^ flip)
 
 
@@ -97,7 +97,7 @@ def test_flips_happen_as_often_as_asked(p):
 @pytest.mark.parametrize("seed, offset", [(2**64 - 1, 2**63), (2**63, 2**64 - 1), (2**32, 5)])
 def test_all_64_bits_of_seed_and_offset_count(isa, seed, offset):
     packed = torch.zeros(9, 6, dtype=torch.uint8)
-    expected = torch.from_numpy(philox_numpy.uniform((9, 48), seed, offset) < 0.5)
+    expected = torch.as_tensor(philox_numpy.uniform((9, 48), seed, offset) < 0.5)
     assert torch.equal(K.flip_bits(packed, 0.5, seed=seed, offset=offset), numpy_pack(expected))
 
 

@@ -21,11 +21,11 @@ IMPLEMENTATIONS = pytest.mark.parametrize("impl", [K, R], ids=["compiled", "refe
 
 def entropy64(logits, packed, weight, ids, scales):
     """Loss and accuracy, whole and per scale, token by token in float64 numpy."""
-    x, one = logits.detach().double().numpy(), numpy_unpack(packed, logits.shape[-1]).numpy()
+    x, one = logits.detach().double().cpu().numpy(), numpy_unpack(packed, logits.shape[-1]).cpu().numpy()
     nats = np.logaddexp(0, np.where(one, -x, x)).mean(-1)  # -log sigmoid(x), -log(1 - sigmoid(x))
     hits = ((x > 0) == one).mean(-1)
-    weight = weight.expand(nats.shape).numpy().astype(float)
-    ids = ids.expand(nats.shape).numpy()
+    weight = weight.expand(nats.shape).cpu().numpy().astype(float)
+    ids = ids.expand(nats.shape).cpu().numpy()
     rows = [(nats * weight * (ids == s), hits * weight * (ids == s), weight * (ids == s)) for s in range(scales)]
     n, h, w = (np.array([row[i].sum() for row in rows]) for i in range(3))
     return [torch.as_tensor(v) for v in (n.sum() / w.sum(), n / w, h.sum() / w.sum(), h / w)]

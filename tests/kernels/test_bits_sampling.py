@@ -52,7 +52,7 @@ def test_extreme_logits(impl, isa):
 def test_guidance_may_differ_per_token(impl, isa):
     logits, uncond, guidance = torch.randn(2, 5, 16), torch.randn(2, 5, 16), 4 * torch.rand(2, 5)
     out = impl.sample_bits(logits, uncond=uncond, guidance=guidance, seed=3)
-    expected = numpy_sample(logits, uncond, guidance.double().numpy()[..., None], 1.0, 3, 0)
+    expected = numpy_sample(logits, uncond, guidance.double().cpu().numpy()[..., None], 1.0, 3, 0)
     assert torch.equal(out.bits, numpy_pack(expected))
 
 
@@ -98,5 +98,5 @@ def test_neither_threads_nor_batch_split_change_a_bit(dim):
 def test_tokens_longer_than_a_draw(isa, dim):
     logits, one = torch.randn(5, dim), torch.rand(5, dim) < 0.5
     assert torch.equal(K.sample_bits(logits, seed=3).bits, numpy_pack(numpy_sample(logits, None, 1.0, 1.0, 3, 0)))
-    flip = torch.from_numpy(philox_numpy.uniform((5, dim), 3) < 0.3)
+    flip = torch.as_tensor(philox_numpy.uniform((5, dim), 3) < 0.3)
     assert torch.equal(K.flip_bits(numpy_pack(one), 0.3, seed=3, dim=dim), numpy_pack(one ^ flip))

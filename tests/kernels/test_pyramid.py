@@ -78,7 +78,7 @@ def encode64(z: np.ndarray, scales, flip_p=None, seed=0, offset=0, inherit=True)
             total[b, t] = carried = s
             if not inherit and flip_p is not None:
                 carried = encode64(z[b : b + 1, t : t + 1], scales)[2][0, 0]
-    return tuple(torch.from_numpy(x) for x in (labels, inputs, total, residuals))
+    return tuple(torch.as_tensor(x) for x in (labels, inputs, total, residuals))
 
 
 def random_latents(scales, dim: int, dtype=torch.float64, batch: int = 2, frames: int = 3) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_bits_inputs_and_sum_equal_the_definition(impl, isa, scales, dim):
     z, flip_p = random_latents(scales, dim), 0.4 * torch.rand(2, 3, len(scales))
     for p, inherit in ((None, True), (flip_p, True), (flip_p, False)):
         out = impl.pyramid_encode(z, scales, flip_p=p, seed=17, offset=2, inherit=inherit)
-        expected = encode64(z.numpy(), scales, None if p is None else p.double().numpy(), 17, 2, inherit)
+        expected = encode64(z.cpu().numpy(), scales, None if p is None else p.double().cpu().numpy(), 17, 2, inherit)
         assert torch.equal(out.labels, pack_bits(expected[0]))
         assert (out.inputs - expected[1]).abs().max() < 1e-13
         assert (out.total - expected[2]).abs().max() < 1e-13
@@ -102,7 +102,7 @@ def test_bits_inputs_and_sum_equal_the_definition(impl, isa, scales, dim):
 def test_low_precision_labels_differ_only_where_the_residual_is_rounding(isa, dtype):
     z, flip_p = random_latents(PAPER, 48, dtype), torch.rand(2, 3, 6) / 4
     out = K.pyramid_encode(z, PAPER, flip_p=flip_p, seed=1)
-    labels, inputs, total, residuals = encode64(z.double().numpy(), PAPER, flip_p.double().numpy(), 1)
+    labels, inputs, total, residuals = encode64(z.double().cpu().numpy(), PAPER, flip_p.double().cpu().numpy(), 1)
     differ = unpack_bits(out.labels, 48) != labels
     assert differ.sum() <= 2 and (residuals[differ].abs() < 1e-5).all()
     if not differ.any():
@@ -168,7 +168,7 @@ def test_more_scales_reconstruct_better(impl):
 @pytest.mark.parametrize("scales", [PAPER, RAGGED], ids=["paper", "ragged"])
 def test_decode_sums_the_first_scales(impl, isa, scales, dim):
     ones = torch.rand(2, 3, sum(h * w for h, w in scales), dim) < 0.5
-    code, parts, start = np.where(ones.numpy(), 1, -1) / dim**0.5, [], 0
+    code, parts, start = np.where(ones.cpu().numpy(), 1, -1) / dim**0.5, [], 0
     for h, w in scales:
         parts.append(up(code[:, :, start : start + h * w].reshape(2, 3, h, w, dim), scales[-1]))
         start += h * w
@@ -179,7 +179,7 @@ def test_decode_sums_the_first_scales(impl, isa, scales, dim):
         out = impl.pyramid_decode(pack_bits(ones), scales, dim=dim, keep=keep, dtype=torch.float64)
         for b in range(2):
             for t in range(3):
-                assert np.abs(out[b, t].numpy() - sums[counts[b, t]][b, t]).max() < 1e-13
+                assert np.abs(out[b, t].cpu().numpy() - sums[counts[b, t]][b, t]).max() < 1e-13
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -211,8 +211,8 @@ def test_steps_of_sampling_replay_the_encoding(impl, isa, dim):
 def test_resample_is_the_area_mean(impl, isa, dtype):
     for scales in (PAPER, RAGGED, [(5, 7), (1, 2)]):
         x = torch.randn(2, 3, *((8, 8) if scales == PAPER else (5, 7)), 11).to(dtype)
-        exact = [down(x.double().numpy(), scale).reshape(2, 3, -1, 11) for scale in scales]
-        exact = torch.from_numpy(np.concatenate(exact, axis=2))
+        exact = [down(x.double().cpu().numpy(), scale).reshape(2, 3, -1, 11) for scale in scales]
+        exact = torch.as_tensor(np.concatenate(exact, axis=2))
         assert_close(impl.pyramid_resample(x, scales), exact, exact.to(dtype))
 
 
@@ -227,8 +227,8 @@ def test_the_sum_has_a_straight_through_gradient(isa, scales, dim):
     for h, w in scales:
         rows = bilinear_matrix(height, h) @ area_matrix(h, height)
         columns = bilinear_matrix(width, w) @ area_matrix(w, width)
-        expected += np.einsum("hy,wx,bthwd->btyxd", rows, columns, grad.numpy())
-    assert np.abs(z.grad.numpy() - expected).max() < 1e-12
+        expected += np.einsum("hy,wx,bthwd->btyxd", rows, columns, grad.cpu().numpy())
+    assert np.abs(z.grad.cpu().numpy() - expected).max() < 1e-12
     again = z.detach().requires_grad_()
     R.pyramid_encode(again, scales, flip_p=0.2, seed=1).total.backward(grad)
     assert (again.grad - z.grad).abs().max() < 1e-12
