@@ -129,8 +129,8 @@ class KVCache:
             k_weight: (D,): apply an RMS norm to every head of k, with this weight. None: no norm.
             eps: Of the norm.
             positions: int64 (L, 3) or (B, L, 3): rotate k by them. None: no RoPE. A relative cache stores them
-                instead, needs (L, 3), takes those of the first layer of a pass for all, and waits for positions that lie
-                on a GPU.
+                instead, needs (L, 3), takes those of the first layer of a pass for all, and waits for positions that
+                lie on a GPU.
             dims: Split of D over (t, h, w), as in `rope_3d`.
             theta: Base of RoPE.
             interleaved: Layout of the rotated pairs, as in `rope_3d`.
