@@ -21,7 +21,8 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
     q, k, v = torch.randn(3, 1, 2, 4, 16)  # (B, H, L, D) each
     choices = x > 0
     bits, positions, weight = torch.ones(1, 4, 2, dtype=torch.uint8), torch.zeros(4, 3), torch.ones(16)
-    total, scale = torch.randn(1, 2, 2, 16), (2, 2)
+    total, scale, frames = torch.randn(1, 2, 2, 16), (2, 2), torch.randn(1, 1, 2, 2, 16)  # (B, T, H, W, d)
+    labels = bits[None]
     linear, result, mask = torch.randn(16, 16), torch.empty_like(q), vk.RangeMask.units([2, 2])
     packed = vk.pack_linear_weight(linear)
     return {
@@ -58,16 +59,16 @@ def calls() -> dict[str, tuple[Call, Callable[[], object]]]:
             lambda: ref.bits.bit_cross_entropy(x, bits),
         ),
         "pyramid_resample": (
-            lambda: vk.pyramid_resample(total[:, None], [scale]),
-            lambda: ref.pyramid.pyramid_resample(total[:, None], [scale]),
+            lambda: vk.pyramid_resample(frames, [scale]),
+            lambda: ref.pyramid.pyramid_resample(frames, [scale]),
         ),
         "pyramid_decode": (
-            lambda: vk.pyramid_decode(bits[None], [scale]),
-            lambda: ref.pyramid.pyramid_decode(bits[None], [scale]),
+            lambda: vk.pyramid_decode(labels, [scale]),
+            lambda: ref.pyramid.pyramid_decode(labels, [scale]),
         ),
         "pyramid_encode": (
-            lambda: vk.pyramid_encode(total[:, None], [scale]),
-            lambda: ref.pyramid.pyramid_encode(total[:, None], [scale]),
+            lambda: vk.pyramid_encode(frames, [scale]),
+            lambda: ref.pyramid.pyramid_encode(frames, [scale]),
         ),
         "pyramid_step": (
             lambda: vk.pyramid_step(total, bits, scale),
