@@ -6,6 +6,7 @@ import typer
 
 from videoar.cli.evaluate import evaluate_app
 from videoar.cli.generate import generate
+from videoar.cli.info import info
 from videoar.cli.profile import profile
 from videoar.cli.train import train_app
 
@@ -17,15 +18,6 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(profile)
+app.command()(info)
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
-
-
-@app.command()
-def info() -> None:
-    """Show what is built, what would run for each operator, and where the shipped model is."""
-    import videoar_kernels
-    from videoar.next_scale.shipped import shipped_model
-
-    typer.echo(videoar_kernels.info())
-    typer.echo(f"Shipped model\n  {shipped_model() or 'none in this installation'}")
