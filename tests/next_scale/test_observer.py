@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from videoar.next_scale.sampling import FrameDecoder
 from videoar.profiling.subject import Options, preset_subject
 
 
@@ -37,3 +38,18 @@ def test_parts_come_in_order_and_the_clip_is_the_same():
             expected += [("transformer", frame, scale), ("sampling", frame, scale)]
         expected.append(("decode", frame, None))
     assert notes.parts == expected
+
+
+def replayed(key, step):
+    """Stands for a runner that replays graphs: what happens inside a step is not seen."""
+    step()
+
+
+def test_steps_that_are_replayed_are_one_part():
+    subject = preset_subject("tiny", Options())
+    text, notes = subject.pipeline.conditioner([""]), Notes()
+    decoder = FrameDecoder(subject.pipeline.transformer, text, frames=2, run=replayed)
+    assert len(list(decoder.decode(text, seeds=[0], observer=notes))) == 2
+    assert notes.parts == [("prefill", None, None), *(("step", f, s) for f in range(2) for s in range(2))]
+    before = len(notes.parts)
+    assert len(list(decoder.decode(text, seeds=[0]))) == 2 and len(notes.parts) == before

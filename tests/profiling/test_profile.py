@@ -13,11 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.profiling.made_up_nvml import FakeNvml
+from videoar.profiling import measure
 from videoar.profiling.measure import profile
+from videoar.profiling.nvml import GpuMeter
 from videoar.profiling.page import page, save_page
 from videoar.profiling.result import Gpu, Spread, percentile
 from videoar.profiling.subject import Options, folder_subject, preset_subject
-from videoar.profiling.table import print_profile
+from videoar.profiling.table import print_profile, remarks
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,43 @@ def test_the_table_states_what_is_included(found):
         assert wanted in text
     table = [line for line in text.splitlines() if line.startswith(" ")]
     assert table and not any("…" in line for line in table), "cut off at 80 columns"
+
+
+def test_replayed_steps_are_held_against_the_same_floor(found, monkeypatch):
+    subject = preset_subject("tiny", Options(pack=torch.bfloat16, batch=2))
+    eager = subject.pipeline._decoder
+
+    def replaying(*arguments):
+        decoder = eager(*arguments)
+        decoder.run = lambda key, step: step()
+        return decoder
+
+    monkeypatch.setattr(subject.pipeline, "_decoder", replaying)
+    graphs = profile(subject, rounds=1)
+    assert [p.name for p in graphs.ours.parts] == ["text", "prefill", "step", "decode", "between parts"]
+    transformer, step = found.ours.parts[2], graphs.ours.parts[2]
+    assert step.flops == transformer.flops and step.bytes == transformer.bytes
+    assert all(set(row.parts) == {"step"} for row in graphs.ours.steps)
+    check_page(page(graphs))
+
+
+def test_parts_that_overlap_are_said_to(found):
+    last = replace(found.ours.parts[-1], in_median_clip=-1e-3, share=-0.1)
+    overlapping = replace(found, ours=replace(found.ours, parts=(*found.ours.parts[:-1], last)))
+    assert any("side by side" in line and "1 ms longer" in line for line in remarks(overlapping))
+    check_page(page(overlapping))
+
+
+def test_power_is_read_while_clips_run_back_to_back(monkeypatch):
+    monkeypatch.setattr(measure, "meter_for", lambda device: GpuMeter.of("1234", FakeNvml()))
+    monkeypatch.setattr(measure, "WATCHED_SECONDS", 0.1)
+    subject = preset_subject("tiny", Options(decode=False))
+    gpu = measure.watch(subject, lambda _: None)
+    assert gpu.clips >= 1 and gpu.facts["power limit"] == "700 W" and gpu.busy == 97
+    assert gpu.joules_per_clip == pytest.approx(gpu.watts * gpu.seconds / gpu.clips)
+    assert gpu.joules_per_frame == pytest.approx(gpu.joules_per_clip / 9)
+    monkeypatch.undo()
+    assert measure.watch(subject, lambda _: None).absent == "not an NVIDIA GPU"
 
 
 def test_decoding_and_guidance_can_be_left_out():

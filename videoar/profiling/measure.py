@@ -76,7 +76,7 @@ def profile(
             limit.call()
         count = rounds or max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
         rates = _rounds(contenders, limits, recorder, device, count, progress)
-        gpu = _watch(subject, progress) if device == "cuda" else None
+        gpu = watch(subject, progress) if device == "cuda" else None
     flop_rate, byte_rate = (statistics.median(rates[limit.name]) for limit in limits)
     weight_bytes = torch.empty((), dtype=computing).element_size()
     attribution = Attribution(subject, weight_bytes, flop_rate, byte_rate)
@@ -133,7 +133,7 @@ def _repeated(limit: Limit, device: str) -> Callable[[Observer], None]:
     return calls
 
 
-def _watch(subject: Subject, progress: Progress) -> Gpu:
+def watch(subject: Subject, progress: Progress) -> Gpu:
     """Clips back to back under NVML's eyes."""
     progress("power and clocks")
     try:
