@@ -63,6 +63,9 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
   m.def(
       "range_attention_out(Tensor q, Tensor k, Tensor v, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, "
       "Tensor? key_ranges, float scale, Tensor(a!) out) -> Tensor");
+  // the same without lse and gradients, for inference; mask is RangeMask.packed
+  m.def("range_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale) -> Tensor");
+  m.def("range_attention_forward_out(Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, Tensor(a!) out) -> ()");
   m.def(
       "range_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, Tensor? batch_ptr, Tensor? q_ranges, Tensor? key_ptr, Tensor? key_ranges, float scale) "

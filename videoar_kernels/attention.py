@@ -22,6 +22,9 @@ from videoar_kernels.outputs import repeats_elements, shares_memory
 
 _NO_ARRAYS = (None,) * 4
 _op, _out_op = ops.range_attention.default, ops.range_attention_out.default
+_forward, _forward_out = ops.range_attention_forward.default._op, ops.range_attention_forward_out.default._op
+_is_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_increment_version = torch._C._increment_version  # torch.autograd.graph's, without a look at its argument's type
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -63,6 +66,24 @@ def range_attention(
 
     Source: paper S, Eq. 9. Saved for backward: q, k, v, out and lse.
     """
+    if return_lse or _is_grad_enabled() or not q.is_cpu or _is_compiling():
+        return _with_lse(q, k, v, mask, scale, return_lse, out)
+    # As library.run, but these operators have no autograd layer in Python to skip.
+    packed = None if mask is None else mask.packed
+    try:
+        if out is None:
+            return _forward(q, k, v, packed, scale)
+        _forward_out(q, k, v, packed, scale, out)
+    except Exception:
+        _check(q, k, v, mask, out)
+        raise
+    _increment_version((out,))
+    return out
+
+
+def _with_lse(
+    q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, scale: float | None, return_lse: bool, out: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
     if mask is None:
         arrays = _NO_ARRAYS
     else:
@@ -172,6 +193,16 @@ def _(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale, out):
     return q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
 
 
+@register_fake("videoar_kernels::range_attention_forward")
+def _(q, k, v, mask, scale):
+    return _empty_heads(q)
+
+
+@register_fake("videoar_kernels::range_attention_forward_out")
+def _(q, k, v, mask, scale, out):
+    return None
+
+
 @register_fake("videoar_kernels::range_attention_backward")
 def _(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     return _empty_heads(q), _empty_heads(k), _empty_heads(v)
@@ -201,6 +232,24 @@ def _reference_out(q, k, v, batch_ptr, q_ranges, key_ptr, key_ranges, scale, out
     return lse
 
 
+def _unpacked(q: Tensor, mask: Tensor | None, scale: float | None) -> tuple:
+    """What `range_attention` takes where `range_attention_forward` takes a packed mask and perhaps a scale."""
+    arrays = _NO_ARRAYS
+    if mask is not None:
+        _, _, batch, rows, ranges = mask[:5].tolist()
+        arrays = mask[5:].split((2 if batch < 0 else batch + 1, 2 * rows, rows + 1, 2 * ranges))
+        arrays = arrays[0], arrays[1].view(-1, 2), arrays[2], arrays[3].view(-1, 2)
+    return *arrays, q.size(-1) ** -0.5 if scale is None else scale
+
+
+def _forward_elsewhere(q, k, v, mask, scale):
+    return ops.range_attention(q, k, v, *_unpacked(q, mask, scale))[0]
+
+
+def _forward_out_elsewhere(q, k, v, mask, scale, out):
+    ops.range_attention_out(q, k, v, *_unpacked(q, mask, scale), out)
+
+
 def _reference_backward(grad_out, grad_lse, q, k, v, out, lse, batch_ptr, q_ranges, key_ptr, key_ranges, scale):
     mask = _mask(q, k, batch_ptr, q_ranges, key_ptr, key_ranges)
     with torch.enable_grad():
@@ -226,6 +275,8 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton"):
     ):
         _operator = _unless_double(_kernel, _double)
         register_fallback(_name, _operator, label="triton (float64: reference)", devices=("CUDA",))
+register_fallback("range_attention_forward", _forward_elsewhere, label="range_attention")
+register_fallback("range_attention_forward_out", _forward_out_elsewhere, label="range_attention_out")
 register_fallback("range_attention", _reference)
 register_fallback("range_attention_out", _reference_out)
 register_fallback("range_attention_backward", _reference_backward)

@@ -265,9 +265,19 @@ class RangeMask:
         return picture
 
     @cached_property
-    def _content(self) -> tuple:
-        arrays = (self.batch_ptr, self.q_ranges, self.key_ptr, self.key_ranges)
-        return (self.q_len, self.k_len, self.batch, *(a.numpy().tobytes() for a in arrays))
+    def packed(self) -> Tensor:
+        """int32: q_len, k_len, batch (-1: None), query ranges, key ranges, then the four arrays.
+
+        One argument of an operator instead of four, each of which takes a quarter of a microsecond.
+        """
+        batch = -1 if self.batch is None else self.batch
+        header = np.array([self.q_len, self.k_len, batch, len(self.q_ranges), len(self.key_ranges)], np.int32)
+        arrays = (a.numpy().ravel() for a in (self.batch_ptr, self.q_ranges, self.key_ptr, self.key_ranges))
+        return torch.from_numpy(np.concatenate((header, *arrays)))
+
+    @cached_property
+    def _content(self) -> bytes:
+        return self.packed.numpy().tobytes()
 
     @cached_property
     def _hash(self) -> int:

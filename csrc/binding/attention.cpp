@@ -1,5 +1,7 @@
 #include "../cpu/attention.h"
 
+#include <cmath>
+
 #include "../plan_cache.h"
 #include "out.h"
 #include "tensors.h"
@@ -46,6 +48,29 @@ struct MaskArrays {
   OptionalTensor held[4];
   RangeMaskView view{};
 
+  // Of RangeMask.packed: q_len, k_len, batch (-1: one mask for all samples), query ranges, key ranges, the four arrays.
+  MaskArrays(const AttentionShape& shape, const OptionalTensor& packed) {
+    view.samples = 1;
+    view.q_len = shape.q_len;
+    view.k_len = shape.k_len;
+    if (!packed) return;
+    constexpr int64_t kHeader = 5;
+    const int32_t* at = data_of(0, *packed);
+    const int64_t size = held[0]->numel();
+    STD_TORCH_CHECK(size >= kHeader && at[0] == shape.q_len && at[1] == shape.k_len && at[3] >= 0 && at[4] >= 0 &&
+                        (at[2] == -1 || at[2] == shape.batch),
+                    "range_attention: a mask of other lengths or batch");
+    view.samples = at[2] == -1 ? 1 : at[2];
+    view.rows = at[3];
+    view.ranges = at[4];
+    STD_TORCH_CHECK(size == kHeader + view.samples + 1 + 3 * view.rows + 1 + 2 * view.ranges,
+                    "range_attention: the packed mask is of another size than it says");
+    view.batch_ptr = at + kHeader;
+    view.q_ranges = view.batch_ptr + view.samples + 1;
+    view.key_ptr = view.q_ranges + 2 * view.rows;
+    view.key_ranges = view.key_ptr + view.rows + 1;
+  }
+
   MaskArrays(const AttentionShape& shape, const OptionalTensor& batch_ptr, const OptionalTensor& q_ranges,
              const OptionalTensor& key_ptr, const OptionalTensor& key_ranges) {
     view.samples = 1;
@@ -90,28 +115,44 @@ bool has_long_runs(const TilePlan& plan) {
   return (int64_t(plan.segments.size()) - int64_t(plan.tiles.size())) * kShortRun <= keys;
 }
 
-Tensor attend(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const MaskArrays& mask,
-              Tensor& out) {
+// Without `lse` no query's log of its denominator is kept.
+void attend(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v, const MaskArrays& mask,
+            Tensor& out, Tensor* lse) {
+  if (shape.batch * shape.heads * shape.q_len == 0) return;
   const Tensor query = dense_rows(q), key = dense_rows(k), value = dense_rows(v);
-  const int64_t sizes[] = {shape.batch, shape.heads, shape.q_len};
-  const int64_t strides[] = {shape.heads * shape.q_len, shape.q_len, 1};
-  Tensor lse = empty_strided(sizes, strides, 3,
-                             shape.dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
   const AttentionKernels& kernels = attention_kernels();
-  AttentionParams params{
-      shape, head_rows(query), head_rows(key), head_rows(value), written_rows(out), lse.mutable_data_ptr(), {}};
+  AttentionParams params{shape,
+                         head_rows(query),
+                         head_rows(key),
+                         head_rows(value),
+                         written_rows(out),
+                         lse ? lse->mutable_data_ptr() : nullptr,
+                         {}};
   if (shape.q_len <= kernels.decode_queries) {
     const auto plan = mask.plan(kMaxTile, false);
     if (has_long_runs(*plan)) {
       params.plan = plan->view();
       kernels.decode(params);
-      return lse;
+      return;
     }
   }
   const auto plan = mask.plan(kernels.query_tile[int(shape.dtype)], false);
   params.plan = plan->view();
   kernels.forward(params);
-  return lse;
+}
+
+Tensor empty_lse(const AttentionShape& shape) {
+  const int64_t sizes[] = {shape.batch, shape.heads, shape.q_len};
+  const int64_t strides[] = {shape.heads * shape.q_len, shape.q_len, 1};
+  return empty_strided(sizes, strides, 3,
+                       shape.dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+}
+
+void check_written(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v) {
+  check_output(out, q, "range_attention: out");
+  for (const Tensor* input : {&q, &k, &v}) {
+    check_apart(out, *input, false, "range_attention: out overlaps an input");
+  }
 }
 
 std::tuple<Tensor, Tensor> range_attention(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -119,8 +160,8 @@ std::tuple<Tensor, Tensor> range_attention(const Tensor& q, const Tensor& k, con
                                            const OptionalTensor& key_ptr, const OptionalTensor& key_ranges,
                                            double scale) {
   const AttentionShape shape = shape_of(q, k, v, scale);
-  Tensor out = empty_heads(q);
-  Tensor lse = attend(shape, q, k, v, MaskArrays(shape, batch_ptr, q_ranges, key_ptr, key_ranges), out);
+  Tensor out = empty_heads(q), lse = empty_lse(shape);
+  attend(shape, q, k, v, MaskArrays(shape, batch_ptr, q_ranges, key_ptr, key_ranges), out, &lse);
   return {out, lse};
 }
 
@@ -128,11 +169,30 @@ Tensor range_attention_out(const Tensor& q, const Tensor& k, const Tensor& v, co
                            const OptionalTensor& q_ranges, const OptionalTensor& key_ptr,
                            const OptionalTensor& key_ranges, double scale, Tensor out) {
   const AttentionShape shape = shape_of(q, k, v, scale);
-  check_output(out, q, "range_attention: out");
-  for (const Tensor* input : {&q, &k, &v}) {
-    check_apart(out, *input, false, "range_attention: out overlaps an input");
-  }
-  return attend(shape, q, k, v, MaskArrays(shape, batch_ptr, q_ranges, key_ptr, key_ranges), out);
+  check_written(out, q, k, v);
+  Tensor lse = empty_lse(shape);
+  attend(shape, q, k, v, MaskArrays(shape, batch_ptr, q_ranges, key_ptr, key_ranges), out, &lse);
+  return lse;
+}
+
+double scale_of(const Tensor& q, std::optional<double> scale) {
+  STD_TORCH_CHECK(q.dim() == 4, "range_attention: expected 4 dimensions");
+  return scale ? *scale : std::pow(double(q.size(3)), -0.5);
+}
+
+Tensor range_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                               std::optional<double> scale) {
+  const AttentionShape shape = shape_of(q, k, v, scale_of(q, scale));
+  Tensor out = empty_heads(q);
+  attend(shape, q, k, v, MaskArrays(shape, mask), out, nullptr);
+  return out;
+}
+
+void range_attention_forward_out(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                                 std::optional<double> scale, Tensor out) {
+  const AttentionShape shape = shape_of(q, k, v, scale_of(q, scale));
+  check_written(out, q, k, v);
+  attend(shape, q, k, v, MaskArrays(shape, mask), out, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> range_attention_backward(
@@ -165,6 +225,8 @@ std::tuple<Tensor, Tensor, Tensor> range_attention_backward(
 STABLE_TORCH_LIBRARY_IMPL(videoar_kernels, CPU, m) {
   m.impl("range_attention", TORCH_BOX(&range_attention));
   m.impl("range_attention_out", TORCH_BOX(&range_attention_out));
+  m.impl("range_attention_forward", TORCH_BOX(&range_attention_forward));
+  m.impl("range_attention_forward_out", TORCH_BOX(&range_attention_forward_out));
   m.impl("range_attention_backward", TORCH_BOX(&range_attention_backward));
 }
 

@@ -259,12 +259,12 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
   if (filled) flush();
 
   A inverse[kWidth];
-  A* lse = (A*)p.lse + (b * p.shape.heads + h) * p.shape.q_len + tile.begin;
+  A* lse = !p.lse ? nullptr : (A*)p.lse + (b * p.shape.heads + h) * p.shape.q_len + tile.begin;
   for (int i = 0; i < count; ++i) {
     const A total = state.total[i / kLanes<A>][i % kLanes<A>];
     const A reference = state.reference[i / kLanes<A>][i % kLanes<A>];
     inverse[i] = total == 0 ? 0 : 1 / total;
-    lse[i] = total == 0 ? -A(__builtin_inf()) : A((reference + __builtin_log2(double(total))) / kLog2E);
+    if (lse) lse[i] = total == 0 ? -A(__builtin_inf()) : A((reference + __builtin_log2(double(total))) / kLog2E);
   }
   for (int i = count; i < kWidth; ++i) inverse[i] = 0;
   unpack(rows_of<T>(p.out, b, h) + tile.begin * p.out.row, p.out.row, state.sum, kWidth, count, width, inverse);

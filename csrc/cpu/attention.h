@@ -26,7 +26,7 @@ struct AttentionParams {
   AttentionShape shape;
   HeadRows<const void*> q, k, v;
   HeadRows<void*> out;
-  void* lse;      // (batch, heads, q_len) dense, in the accumulator's type
+  void* lse;      // (batch, heads, q_len) dense, in the accumulator's type; or null: not asked for
   TileView plan;  // tiles of queries
 };
 

@@ -349,6 +349,7 @@ void merge(const AttentionParams& p, const Problem& problem, int64_t b, int64_t 
     }
     const int64_t head = kv_head * problem.group + r % problem.group, i = r / problem.group;
     unpack_row<T, S>(rows_of<T>(p.out, b, head) + i * p.out.row, sum, p.shape.head_dim, total == 0 ? A(0) : 1 / total);
+    if (!p.lse) continue;
     ((A*)p.lse)[(b * p.shape.heads + head) * p.shape.q_len + i] =
         exact == 0 ? -A(__builtin_inf()) : (top + A(__builtin_log2(exact))) * A(1 / kLog2E);
   }
@@ -362,7 +363,7 @@ void decode_stored(const AttentionParams& p, const Problem& problem) {
   A* memory = (A*)partials.reserve(sizeof(A) * size_t(tasks * size + counters));
   int* unfinished = (int*)(memory + tasks * size);
   for (int64_t i = 0; i < heads; ++i) unfinished[i] = int(problem.chunks);
-  parallel_items(tasks, tasks * problem.rows * problem.chunk * p.shape.head_dim, [&](int64_t task) {
+  parallel_items(tasks, heads * problem.rows * p.shape.k_len * p.shape.head_dim, [&](int64_t task) {
     const int64_t head = task / problem.chunks, chunk = task % problem.chunks;
     const int64_t b = head / p.shape.kv_heads, kv_head = head % p.shape.kv_heads;
     A* chunks = memory + head * problem.chunks * size;

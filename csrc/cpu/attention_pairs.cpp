@@ -372,11 +372,12 @@ void attend(const AttentionParams& p, const Tile& tile, int64_t b, int64_t h, co
   if (filled) flush();
 
   float inverse[kWidth];
-  float* lse = (float*)p.lse + (b * p.shape.heads + h) * p.shape.q_len + tile.begin;
+  float* lse = !p.lse ? nullptr : (float*)p.lse + (b * p.shape.heads + h) * p.shape.q_len + tile.begin;
   for (int i = 0; i < count; ++i) {
     const int j = i / kLanes<float>, lane = i % kLanes<float>;
     const float total = state.total[j][lane];
     inverse[i] = total == 0 ? 0 : 1 / state.rounded_total[j][lane];
+    if (!lse) continue;
     lse[i] = total == 0 ? -__builtin_inff()
                         : (state.reference[j][lane] * state.scale + __builtin_log2f(total)) * float(1 / kLog2E);
   }
