@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from limits import emulated
 from registry import Absent, Call
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from videoar_kernels import RangeMask
@@ -50,6 +53,28 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None = None) -> Call
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = q.shape[1] != k.shape[1]
     return lambda: compiled(q, k, v, block_mask=block_mask, enable_gqa=grouped)
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None = None) -> Call | Absent:
+    """scaled_dot_product_attention by cuDNN, with the dense mask made beforehand."""
+    call = sdpa(q, k, v, mask)
+    if isinstance(call, Absent):
+        return call
+
+    def cudnn_alone() -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return call()
+
+    return cudnn_alone
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Call | Absent:
+    """FlashAttention 3, or 2, without a mask; it takes (batch, length, heads, head_dim)."""
+    for module in ("flash_attn_interface", "flash_attn"):
+        if importlib.util.find_spec(module):
+            attention = importlib.import_module(module).flash_attn_func
+            return lambda: attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return Absent("FlashAttention is not installed")
 
 
 def mask_making(mask: RangeMask | None, device: torch.device) -> dict[str, Callable[[], object]]:

@@ -37,13 +37,13 @@ def seconds(call, rounds: int) -> float:
     return statistics.median(start.elapsed_time(stop) for start, stop in events) / 1e3
 
 
-def work(kernel: str, columns: int):
+def work(kernel: str, columns: int, device: str = "cuda"):
     """(call, useful operations, bytes) of the kernel's usual work."""
     mask = None if kernel == "decode" else RangeMask.units([1560] * 6, 256)
     k_len = 16384 if mask is None else mask.k_len
     q_len = 64 if mask is None else mask.q_len
-    q = torch.randn(2, 16, q_len, columns, device="cuda", dtype=torch.bfloat16)
-    k, v = torch.randn(2, 2, 16, k_len, columns, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(2, 16, q_len, columns, device=device, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 2, 16, k_len, columns, device=device, dtype=torch.bfloat16)
     arrays = (None,) * 4 if mask is None else (mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges)
     scale = columns**-0.5
     pairs = q.shape[0] * q.shape[1] * q_len * k_len * (1 if mask is None else mask.density)
@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=128, choices=(64, 128, 256), help="head_dim")
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs an NVIDIA GPU")
     family = configs.device_family(torch.device("cuda", torch.cuda.current_device()))
     call, flops, read = work(arguments.kernel, arguments.columns)
     shipped = configs.config(arguments.kernel, family, arguments.columns, 2)

@@ -268,13 +268,14 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton"):
     from videoar_kernels.triton import attention as _triton
     from videoar_kernels.triton import attention_backward as _triton_backward
 
+    _LABEL = "triton, not yet run on a GPU (float64: reference)"
     for _name, _kernel, _double in (
         ("range_attention", _triton.operator, _reference),
         ("range_attention_out", _triton.operator_out, _reference_out),
         ("range_attention_backward", _triton_backward.operator, _reference_backward),
     ):
         _operator = _unless_double(_kernel, _double)
-        register_fallback(_name, _operator, label="triton (float64: reference)", devices=("CUDA",))
+        register_fallback(_name, _operator, label=_LABEL, devices=("CUDA",))
 register_fallback("range_attention_forward", _forward_elsewhere, label="range_attention")
 register_fallback("range_attention_forward_out", _forward_out_elsewhere, label="range_attention_out")
 register_fallback("range_attention", _reference)

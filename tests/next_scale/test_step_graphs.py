@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from named_gpu import NamedGpu
 from recorded_steps import RecordedSteps
 from sharp_model import sharp_config, sharp_model
 from torch import Tensor
 
+from videoar.next_scale import transformer as next_scale_transformer
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.sampling import FrameDecoder, decode_frames
 from videoar.next_scale.step_graphs import CudaGraphs
+from videoar_kernels import range_attention
 
 FRAMES = 4
 CLIPS = [(0, [5, 6]), (1, [7, 2**64 - 1]), (0, [7, 8])]  # (prompts, seeds)
@@ -94,3 +97,26 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
         decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES)
         inside, _ = clip(decoder.decode(text, seeds=[1, 2]))
     assert torch.equal(clip(decoder.decode(text, seeds=[1, 2]))[0], inside)
+
+
+@pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])
+def test_a_step_asks_for_no_new_mask_when_it_is_captured(window: int | None, monkeypatch):
+    gpu = NamedGpu(monkeypatch)
+
+    def attention(q, k, v, mask=None, **options):
+        if mask is not None:
+            gpu.plan(mask)
+        return range_attention(q, k, v, mask, **options)
+
+    def run_and_capture(key, step):
+        step()
+        gpu.capturing = True
+        step()
+        gpu.capturing = False
+
+    monkeypatch.setattr(next_scale_transformer, "range_attention", attention)
+    config = sharp_config(window=window)
+    text = prompts(config, 0)
+    decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES, run=run_and_capture)
+    assert len(list(decoder.decode(text, seeds=[5, 6]))) == FRAMES
+    assert gpu.made > FRAMES
