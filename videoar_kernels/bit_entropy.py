@@ -41,8 +41,9 @@ def bit_cross_entropy(
     Returns:
         BitLoss(loss (), per_scale (num_scales,), accuracy (), per_scale_accuracy (num_scales,)), float32 (float64
         for float64): weighted means over tokens of the mean over bits; accuracy is the share of bits with
-        (logit > 0) == bit. NaN where there are no tokens. `loss` and `per_scale` are differentiable. Rows are summed
-        in float64 in one order, so the thread count changes nothing.
+        (logit > 0) == bit. NaN where there are no tokens. `loss` and `per_scale` are differentiable. Up
+        to 1536 bits are summed in float32 (float64 for float64), these sums in float64, all in one order, so the thread
+        count changes nothing.
     Raises:
         TypeError, ValueError: dtypes or shapes do not fit; scale_ids are not integers in [0, num_scales) (their values
             are looked at on the CPU only: elsewhere that would wait for the device).
@@ -138,12 +139,15 @@ def _reference_entropy(logits, bits, weight, scale_ids, num_scales):
 
 
 def _reference_entropy_backward(grad_loss, grad_per_scale, logits, bits, weight, scale_ids, totals):
-    with torch.enable_grad():
-        x = logits.detach().requires_grad_()
-        result = _reference_entropy(x, bits, weight, scale_ids, totals.shape[0])
-        used = totals > 0
-        outputs, grads = [result[0], result[1][used]], [grad_loss, grad_per_scale[used]]
-        return torch.autograd.grad(outputs, x, grads)[0]
+    # A mean of no weight is no number and has no gradient; autograd through its division would make NaN of all.
+    whole, zero = totals.sum(), totals.new_zeros(())
+    own = torch.where(totals == 0, zero, grad_per_scale / totals)
+    coefficient = (torch.where(whole == 0, zero, grad_loss / whole) + own) / max(logits.shape[-1], 1)
+    tokens = logits.shape[:-1]
+    ids = torch.zeros(tokens, dtype=torch.int64, device=logits.device) if scale_ids is None else scale_ids.long()
+    token = coefficient[ids] if weight is None else coefficient[ids] * weight
+    ones = reference.bits.unpack_bits(bits, logits.shape[-1])
+    return ((logits.double().sigmoid() - ones.double()) * token.unsqueeze(-1)).to(logits.dtype)
 
 
 register_fallback("bit_cross_entropy", _reference_entropy)

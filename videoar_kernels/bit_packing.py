@@ -79,15 +79,15 @@ def unpack_bits(bits: Tensor, dim: int | None = None, *, out: Tensor | None = No
 
 
 def bits_to_code(
-    bits: Tensor, dim: int | None = None, dtype: torch.dtype = torch.float32, *, out: Tensor | None = None
+    bits: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, *, out: Tensor | None = None
 ) -> Tensor:
     """Return the code of packed bits.
 
     Args:
         bits: uint8 (..., ceil(dim / 8)).
         dim: bits a token, by default eight per byte.
-        dtype: of the result.
-        out: (..., dim), dense, to write to; its dtype counts.
+        dtype: of the result; None: that of `out`, or float32.
+        out: (..., dim), dense, to write to.
     Returns:
         (..., dim), ±1/sqrt(dim).
     Raises:
@@ -97,15 +97,15 @@ def bits_to_code(
     if dim is None:
         dim = bits_a_token("bits_to_code", bits)
     if out is None:
-        number = _NUMBERS.get(dtype, -1)
+        number = 0 if dtype is None else _NUMBERS.get(dtype, -1)
         return run(_BITS_TO_CODE, lambda: _check_code(bits, dim, dtype), bits, dim, number)
 
     def check() -> None:
         check_packed("bits_to_code", bits, dim)
         check_float("bits_to_code", "out", out)
-        check_out("bits_to_code", "out", out, (*bits.shape[:-1], dim), out.dtype, bits)
+        check_out("bits_to_code", "out", out, (*bits.shape[:-1], dim), dtype or out.dtype, bits)
 
-    if out.shape[-1:] != (dim,):
+    if out.shape[-1:] != (dim,) or dtype not in (None, out.dtype):
         check()
     run_into(out, _BITS_TO_CODE_OUT, check, bits, out)
     return out
@@ -113,7 +113,7 @@ def bits_to_code(
 
 def _check_code(bits: Tensor, dim: int, dtype: torch.dtype) -> None:
     check_packed("bits_to_code", bits, dim)
-    if dtype not in _NUMBERS:
+    if dtype is not None and dtype not in _NUMBERS:
         raise TypeError(f"bits_to_code: expected dtype of float32, float64, bfloat16 or float16, got {dtype}")
 
 

@@ -10,6 +10,8 @@ Source: VideoAR (paper S), Eq. 3 and 8; BSQ (Zhao et al. 2024); Infinity (Han et
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -137,8 +139,8 @@ def sample_bits(
     Args:
         logits: (..., d), one logit per bit, float32, float64, bfloat16 or float16.
         uncond: like logits, the unconditional ones; None: no guidance.
-        guidance: logit = uncond + guidance * (logits - uncond); a float, or a tensor broadcastable to
-            `logits.shape[:-1]`.
+        guidance: logit = uncond + guidance * (logits - uncond); a finite float, or a tensor broadcastable to
+            `logits.shape[:-1]`. Without uncond it must be 1.
         temperature: p = sigmoid(logit / temperature); 0 is greedy, bit = logit > 0.
         seed: key of the random generator, within [0, 2^64); or int64 (B,), one for each sample of logits (B, ..., d),
             whose elements are then numbered from 0: a sample's bits don't depend on the rest of the batch.
@@ -148,7 +150,7 @@ def sample_bits(
         SampledBits(bits uint8 (..., ceil(d / 8)), code (..., d) of logits' dtype). bit = uniform < p, decided as if
         in float64 whatever the dtype. A NaN logit gives bit 0. No gradient.
     Raises:
-        TypeError, ValueError: dtype, shape, temperature, seed, offset or out.
+        TypeError, ValueError: dtype, shape, guidance, temperature, seed, offset or out.
     Source: Infinity, Sec. 3.2; VideoAR (paper S), Sec. 4.3.
     """
     token_guidance = None
@@ -158,7 +160,7 @@ def sample_bits(
         guidance = 1.0
 
     def check() -> None:
-        _check_sample(logits, uncond, temperature, seeds, out)
+        _check_sample(logits, uncond, guidance, token_guidance, temperature, seeds, out)
 
     seeds = None
     if not isinstance(seed, int) and isinstance(seed, Tensor):
@@ -179,14 +181,14 @@ def sample_bits(
 def _check_sample(
     logits: Tensor,
     uncond: Tensor | None,
+    guidance: float,
+    token_guidance: Tensor | None,
     temperature: float,
     seeds: Tensor | None,
     out: tuple[Tensor, Tensor] | None,
 ) -> None:
     check_float("sample_bits", "logits", logits)
-    if seeds is not None and not (
-        logits.ndim > 1 and seeds.shape == logits.shape[:1] and seeds.dtype == torch.int64 and len(seeds) > 0
-    ):
+    if seeds is not None and not (logits.ndim > 1 and seeds.shape == logits.shape[:1] and seeds.dtype == torch.int64):
         raise ValueError(
             f"sample_bits: expected seed of int64, one for each of the samples of logits {tuple(logits.shape)}, "
             f"got {tuple(seeds.shape)} {seeds.dtype}"
@@ -196,6 +198,12 @@ def _check_sample(
             f"sample_bits: expected uncond like logits {tuple(logits.shape)} {logits.dtype}, "
             f"got {tuple(uncond.shape)} {uncond.dtype}"
         )
+    if uncond is None and token_guidance is not None:
+        raise ValueError("sample_bits: expected uncond with a tensor of guidance, got None")
+    if uncond is None and guidance != 1:
+        raise ValueError(f"sample_bits: expected guidance 1 without uncond, got {guidance}")
+    if not -math.inf < guidance < math.inf:
+        raise ValueError(f"sample_bits: expected a finite guidance, got {guidance}")
     if not temperature >= 0:
         raise ValueError(f"sample_bits: expected temperature >= 0, got {temperature}")
     if out is not None:

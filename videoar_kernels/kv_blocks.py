@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.outputs import shares_memory
 
 
@@ -42,10 +43,12 @@ class CacheShape:
     def has(self, layers: Sequence[int]) -> bool:
         """Returns whether these are different layers of the cache, at least one."""
         distinct = len(layers) == 1 or len(set(layers)) == len(layers) > 0
-        return distinct and min(layers) >= 0 and max(layers) < self.layers
+        return distinct and bool not in map(type, layers) and min(layers) >= 0 and max(layers) < self.layers
 
     def check_layer(self, name: str, layer: int) -> None:
-        """Raises ValueError unless the cache has this layer."""
+        """Raises unless the cache has this layer."""
+        if isinstance(layer, bool):
+            raise TypeError(f"{name}: expected a layer as int, got {layer}")
         if not 0 <= layer < self.layers:
             raise ValueError(f"{name}: expected a layer in 0..{self.layers - 1}, got {layer}")
 
@@ -71,6 +74,8 @@ class CacheShape:
         if not layers or not len(layers) == len(ks) == len(vs) or len(weights) not in (0, len(layers)):
             counts = f"{len(layers)} layers, {len(ks)} k, {len(vs)} v, {len(weights)} k_weight"
             raise ValueError(f"KVCache.append: expected as many k and v as layers, got {counts}")
+        if bool in map(type, layers):
+            raise TypeError(f"KVCache.append: expected layers as int, got {list(layers)}")
         if not self.has(layers):
             raise ValueError(f"KVCache.append: expected different layers in 0..{self.layers - 1}, got {list(layers)}")
         length = ks[0].shape[2] if ks[0].ndim == 4 else 0
@@ -98,6 +103,10 @@ class CacheShape:
                 raise ValueError(
                     f"KVCache.append: expected k_weight of shape ({self.head_dim},), got {tuple(weight.shape)}"
                 )
+            if weight.dtype not in FLOATS:
+                raise TypeError(
+                    f"KVCache.append: expected k_weight of float32, float64, bfloat16 or float16, got {weight.dtype}"
+                )
             if weight.device != like.device:
                 raise ValueError(f"KVCache.append: expected k_weight on {like.device}, got one on {weight.device}")
         if held + length > self.capacity:
@@ -117,8 +126,8 @@ class CacheShape:
         interleaved: bool,
     ) -> None:
         """Raises unless `length` tokens can be normed (if asked) and rotated by `positions` (if any)."""
-        if normed and not eps >= 0:
-            raise ValueError(f"KVCache.append: expected eps >= 0, got {eps}")
+        if normed and not 0 <= eps < math.inf:
+            raise ValueError(f"KVCache.append: expected a finite eps >= 0, got {eps}")
         if positions is None:
             if self.relative:
                 raise ValueError("KVCache.append: a relative cache needs positions, got None")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.kv_blocks import CacheShape
 from videoar_kernels.kv_cursors import RingCursors, runs
@@ -44,7 +45,7 @@ class KVCache:
         device: Where the buffers lie; None: PyTorch's default device.
 
     Raises:
-        ValueError: A size is not positive, or sink and window exceed the capacity.
+        ValueError: A size is not positive, or sink and window exceed the capacity. TypeError: Another dtype.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class KVCache:
     ) -> None:
         self._shape = CacheShape(layers, batch, kv_heads, capacity, head_dim, sink, window, relative)
         self._shape.check()
+        if dtype not in FLOATS:
+            raise TypeError(f"KVCache: expected dtype float32, float64, bfloat16 or float16, got {dtype}")
         self.layers, self.batch, self.kv_heads = layers, batch, kv_heads
         self.capacity, self.head_dim = capacity, head_dim
         self.sink, self.window, self.relative = sink, window, relative
@@ -138,7 +141,7 @@ class KVCache:
         Raises:
             ValueError: A shape differs from the cache's, the block does not fit or is a view of the cache's own memory;
                 layers, dims, theta or eps.
-            TypeError: A dtype differs from the cache's.
+            TypeError: A dtype differs from the cache's; k_weight is not floating; a layer is not an int.
         """
         one = isinstance(layer, int)
         layers, ks, vs = ((layer,), (k,), (v,)) if one else (list(layer), list(k), list(v))
@@ -259,7 +262,7 @@ class KVCache:
         """Returns what attention reads of a layer: the committed tokens and its pending block, without a copy.
 
         Raises:
-            ValueError: The cache has no such layer.
+            ValueError: The cache has no such layer. TypeError: It is not an int.
         """
         self._shape.check_layer("KVCache.view", layer)
         pending = self._pending.get(layer, 0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from videoar_kernels import reference
+from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import repeats_elements, shares_memory
@@ -80,7 +81,7 @@ def packed_linear(
         x: (..., K), float32, bfloat16 or float16.
         packed: from `pack_linear_weight`.
         out_features: N.
-        bias: (N,), any float dtype.
+        bias: (N,), float32, float64, bfloat16 or float16.
         out: (..., N), where to write, at inference only: x's dtype, rows dense and at one distance from each other,
             apart from the inputs.
 
@@ -212,8 +213,8 @@ def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) ->
         raise ValueError(
             f"packed_linear: expected bias ({out_features},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
         )
-    if bias is not None and not bias.is_floating_point():
-        raise TypeError(f"packed_linear: expected bias of a float dtype, got {bias.dtype}")
+    if bias is not None and bias.dtype not in FLOATS:
+        raise TypeError(f"packed_linear: expected bias of float32, float64, bfloat16 or float16, got {bias.dtype}")
 
 
 def _check_out(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None, out: Tensor) -> None:

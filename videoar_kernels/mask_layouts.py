@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .mask_ranges import runs
+from .mask_ranges import integers, runs
 
 MAX_LENGTH = 2**31 - 1
 
@@ -102,17 +102,25 @@ def teacher_forcing(unit_lens: Sequence[int], text_len: int, window: int | None,
 
 def check_lengths(name: str, **lengths: int) -> None:
     for what, value in lengths.items():
+        _check_whole(name, what, value)
         if not 0 <= value <= MAX_LENGTH:
             raise ValueError(f"RangeMask.{name}: expected {what} between 0 and {MAX_LENGTH}, got {value}")
 
 
+def _check_whole(name: str, what: str, value: object) -> None:
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"RangeMask.{name}: expected {what} as int, got {value!r}")
+
+
 def _check_window(name: str, window: int | None) -> None:
+    if window is not None:
+        _check_whole(name, "window", window)
     if window is not None and window < 0:
         raise ValueError(f"RangeMask.{name}: expected window of at least 0 or None, got {window}")
 
 
 def _positive(name: str, what: str, sizes: Sequence[int]) -> np.ndarray:
-    sizes = np.asarray(sizes, np.int64)
+    sizes = integers(name, what, sizes)
     if sizes.ndim != 1 or len(sizes) == 0 or (sizes < 1).any():
         raise ValueError(f"RangeMask.{name}: expected {what} to be a list of sizes of at least 1, got {sizes.tolist()}")
     return sizes

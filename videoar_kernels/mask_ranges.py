@@ -82,6 +82,14 @@ def _merge_ranges(ranges: np.ndarray, k_len: int) -> tuple[np.ndarray, np.ndarra
     return row, k_start, end[last] - row * (k_len + 1)
 
 
+def integers(name: str, what: str, values: Sequence) -> np.ndarray:
+    """The values as int64; TypeError unless they are integers."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"RangeMask.{name}: expected {what} as integers, got {array.tolist()}")
+    return array.astype(np.int64)
+
+
 def of_lists(
     q_len: int, k_len: int, q_ranges: Sequence[tuple[int, int]], key_ranges: Sequence[Sequence[tuple[int, int]]]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -91,9 +99,10 @@ def of_lists(
             f"RangeMask.from_ranges: expected one list of key ranges for each of the {len(q_ranges)} query "
             f"ranges, got {len(key_ranges)}"
         )
-    q_array = np.asarray(q_ranges, np.int64).reshape(-1, 2)
+    q_array = integers("from_ranges", "q_ranges", q_ranges).reshape(-1, 2)
     counts = [len(ranges) for ranges in key_ranges]
-    k_array = np.array([pair for ranges in key_ranges for pair in ranges], np.int64).reshape(-1, 2)
+    pairs = [pair for ranges in key_ranges for pair in ranges]
+    k_array = integers("from_ranges", "key_ranges", pairs).reshape(-1, 2)
     for kind, array, length in (("query", q_array, q_len), ("key", k_array, k_len)):
         bad = (array[:, 0] < 0) | (array[:, 1] > length) | (array[:, 0] > array[:, 1])
         if bad.any():

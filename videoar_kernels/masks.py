@@ -59,6 +59,9 @@ class RangeMask:
         Args:
             q_len: number of queries.
             k_len: number of keys.
+
+        Raises:
+            ValueError: a length below 0 or beyond int32. TypeError: one that is no integer.
         """
         rows, ranges = np.array([[0, 0, q_len]]), np.array([[0, 0, k_len]])
         return _canonical("full", q_len, k_len, None, rows, ranges)
@@ -85,7 +88,8 @@ class RangeMask:
                 see (entries on and above the diagonal have no meaning). With a batch the mask is batched.
 
         Raises:
-            ValueError: a negative length or window, an empty scale, or frame_keep of another shape.
+            ValueError: a negative length or window, an empty scale, or frame_keep of another shape. TypeError: a
+                length, window or scale that is no integer.
 
         Source: paper S, Eq. 5 and 9.
         """
@@ -110,7 +114,8 @@ class RangeMask:
                 end); "full", the union of both.
 
         Raises:
-            ValueError: a negative length, window or sink, an empty unit, or an unknown direction.
+            ValueError: a negative length, window or sink, an empty unit, or an unknown direction. TypeError: one of
+                them is no integer.
 
         Source: paper U, Sec. 3.3.
         """
@@ -131,7 +136,7 @@ class RangeMask:
             sink: how many of the very first units every later unit sees whatever the window.
 
         Raises:
-            ValueError: a negative length, window or sink, or an empty unit.
+            ValueError: a negative length, window or sink, or an empty unit. TypeError: one that is no integer.
 
         Source: paper U, Sec. 3.2.
         """
@@ -154,6 +159,7 @@ class RangeMask:
 
         Raises:
             ValueError: a range outside the lengths, query ranges that overlap, or lists of different lengths.
+            TypeError: a length or a range's end that is no integer.
         """
         rows, ranges = mask_ranges.of_lists(q_len, k_len, q_ranges, key_ranges)
         return _canonical("from_ranges", q_len, k_len, None, rows, ranges)

@@ -45,8 +45,10 @@ def pyramid_decode(
     """
     table = None
     if isinstance(keep, Tensor):
-        if keep.ndim > 2 or keep.dtype in FLOATS or keep.is_complex():
-            raise ValueError(f"pyramid_decode: expected keep as integers (B,) or (B, T), got {tuple(keep.shape)}")
+        if keep.ndim > 2 or keep.is_floating_point() or keep.is_complex() or keep.dtype == torch.bool:
+            raise ValueError(
+                f"pyramid_decode: expected keep as integers (B,) or (B, T), got {tuple(keep.shape)} {keep.dtype}"
+            )
         frames = tuple(bits.shape[:2])
         table = keep.reshape(keep.shape + (1,) * (2 - keep.ndim))
         table = expanded("pyramid_decode", "keep", table, frames, torch.int64, bits.device)

@@ -143,8 +143,10 @@ void entropy_backward_on_cpu(EntropyBackwardParams params, const Tensor& grad_lo
   std::vector<double> coefficient(scales);
   for (int64_t s = 0; s < scales; ++s) {
     const double total = get(totals, s);
-    if (total == 0 || all == 0) continue;  // only tokens without weight
-    coefficient[s] = (get(grad_loss, 0) / all + get(grad_scales, s) / total) / double(params.dim);
+    // A mean of no weight is no number and has no gradient, but weights may cancel in one mean and not in the other.
+    const double whole = all == 0 ? 0 : get(grad_loss, 0) / all;
+    const double own = total == 0 ? 0 : get(grad_scales, s) / total;
+    coefficient[s] = (whole + own) / double(params.dim);
   }
   params.coefficient = coefficient.data();
   bits_kernels().entropy_backward(params);

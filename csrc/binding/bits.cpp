@@ -1,5 +1,7 @@
 #include "../cuda/bits.h"
 
+#include <cmath>
+
 #include "bit_rows.h"
 #include "out.h"
 
@@ -159,18 +161,20 @@ struct SampleInputs {
     if (guided) check_like(*uncond, x, "sample_bits: uncond");
     row_guidance = row_values(token_guidance, logits, "sample_bits: expected one float64 guidance per token");
     if (sample_seeds.has_value()) {
-      const int64_t samples = x.dim() > 1 ? x.size(0) : 0;
-      STD_TORCH_CHECK(sample_seeds->dim() == 1 && sample_seeds->numel() == samples && samples > 0 &&
+      const int64_t samples = x.size(0);
+      STD_TORCH_CHECK(x.dim() > 1 && sample_seeds->dim() == 1 && sample_seeds->numel() == samples &&
                           sample_seeds->scalar_type() == ScalarType::Long && same_device(*sample_seeds, x),
                       "sample_bits: expected one int64 seed per sample");
       sample_seeds = torch::stable::contiguous(*sample_seeds);
       seeds = static_cast<const int64_t*>(sample_seeds->const_data_ptr());
-      sample_rows = logits.rows / samples;
+      sample_rows = samples == 0 ? 0 : logits.rows / samples;
     }
   }
   void into(double guidance, double temperature, int64_t seed, int64_t offset, const Tensor& bits,
             const Tensor& code) const {
     STD_TORCH_CHECK(temperature >= 0, "sample_bits: expected temperature >= 0");
+    STD_TORCH_CHECK(guided ? std::isfinite(guidance) : guidance == 1 && row_guidance == nullptr,
+                    "sample_bits: expected a finite guidance, and 1 without uncond");
     const SampleParams params = {logits.tensor.const_data_ptr(),
                                  guided ? base.tensor.const_data_ptr() : nullptr,
                                  row_guidance,

@@ -1,5 +1,7 @@
 #include "../cuda/kv_cache.h"
 
+#include <cmath>
+
 #include "gpu.h"
 #include "out.h"
 #include "positions.h"
@@ -28,8 +30,9 @@ struct Rotation {
 
 // The weight as kernels read it; a copy is kept in `held`.
 const void* weight_of(const Tensor& weight, const RopeSizes& size, const Tensor& k, std::vector<Tensor>& held) {
-  STD_TORCH_CHECK(weight.numel() == size.dim && same_device(weight, k),
+  STD_TORCH_CHECK(weight.dim() == 1 && weight.numel() == size.dim && same_device(weight, k),
                   "kv_cache_append: expected weights of head_dim elements");
+  dtype_of(weight);  // refuses integers
   const ScalarType wide = k.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   if (weight.scalar_type() == wide && weight.is_contiguous()) return weight.const_data_ptr();
   held.push_back(torch::stable::contiguous(torch::stable::to(weight, wide)));
@@ -70,7 +73,8 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
   p.size = {sizes[0], sizes[1], sizes[2], sizes[3]};
   p.capacity = k_caches[0].size(2), p.start = start, p.sink = sink;
   p.eps = eps, p.interleaved = rotation.interleaved, p.dtype = dtype_of(ks[0]);
-  STD_TORCH_CHECK(weights == nullptr || eps >= 0, "kv_cache_append: expected eps >= 0");
+  STD_TORCH_CHECK(weights == nullptr || (eps >= 0 && std::isfinite(eps)),
+                  "kv_cache_append: expected a finite eps >= 0");
   STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
                       (sink < p.capacity || start + p.size.length <= p.capacity),
                   "kv_cache_append: the block does not fit");

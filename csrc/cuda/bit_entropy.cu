@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kBitThreads) coefficient_kernel(const __grid_c
   for (int64_t s = threadIdx.x; s < p.scales; s += blockDim.x) {
     const double total = p.totals[s], dim = double(p.tokens.dim);
     const double loss = double(*(const W*)p.grad_loss), scale = double(((const W*)p.grad_per_scale)[s]);
-    p.coefficient[s] = total == 0 || all == 0 ? 0 : (loss / all + scale / total) / dim;
+    p.coefficient[s] = ((all == 0 ? 0 : loss / all) + (total == 0 ? 0 : scale / total)) / dim;
   }
 }
 

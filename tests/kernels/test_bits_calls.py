@@ -23,6 +23,9 @@ def test_outputs_may_be_handed_in(isa, dim):
     assert out.bits is bits and out.code is code
     assert torch.equal(bits, quantized.bits) and torch.equal(code, quantized.code)
     assert torch.equal(K.bits_to_code(bits, dim, out=code.fill_(0)), quantized.code)
+    half = code.to(torch.bfloat16).fill_(0)
+    for dtype in (None, torch.bfloat16):
+        assert torch.equal(K.bits_to_code(bits, dim, dtype, out=half), quantized.code.to(torch.bfloat16))
     options = {"uncond": uncond, "guidance": 3.0, "seed": 4}
     sampled = K.sample_bits(x, **options)
     K.sample_bits(x, **options, out=(bits, code))
@@ -162,6 +165,36 @@ def test_scalars_are_refused(grad):
             lambda: K.sample_bits(LOGITS, seed=torch.zeros(len(LOGITS))),
             ValueError,
             "sample_bits: expected seed of int64",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, uncond=LOGITS, guidance=float("nan"), seed=0),
+            ValueError,
+            "sample_bits: expected a finite guidance, got nan",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, uncond=LOGITS, guidance=float("inf"), seed=0),
+            ValueError,
+            "sample_bits: expected a finite guidance, got inf",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, guidance=2.0, seed=0),
+            ValueError,
+            "sample_bits: expected guidance 1 without uncond, got 2.0",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS, guidance=torch.ones(3), seed=0),
+            ValueError,
+            "sample_bits: expected uncond with a tensor of guidance, got None",
+        ),
+        (
+            lambda: K.sample_bits(LOGITS[0, 0], seed=torch.zeros(0, dtype=torch.int64)),
+            ValueError,
+            "sample_bits: expected seed of int64, one for each of the samples",
+        ),
+        (
+            lambda: K.bits_to_code(PACKED, dtype=torch.bfloat16, out=torch.zeros(2, 3, 16)),
+            TypeError,
+            "bits_to_code: expected out of torch.bfloat16 on cpu, got torch.float32",
         ),
         (lambda: K.sample_bits(LOGITS, temperature=-1, seed=0), ValueError, "sample_bits: expected temperature >= 0"),
         (

@@ -12,6 +12,8 @@ from packed_numpy import numpy_pack, numpy_unpack, views
 
 import videoar_kernels as K
 from videoar_kernels import reference
+from videoar_kernels.bit_entropy import _reference_entropy_backward
+from videoar_kernels.library import ops
 
 DIMS = [1, 7, 8, 9, 48, 255, 256]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -103,6 +105,35 @@ def test_weightless_scales_are_nan_and_leave_the_gradient_finite(impl):
     assert out.per_scale.isnan().tolist() == [False, True, True]
     out.loss.backward()
     assert torch.isfinite(logits.grad).all() and (logits.grad[2] == 0).all()
+
+
+@pytest.mark.parametrize("backward", ["compiled", "fallback"])
+def test_weights_that_cancel_in_one_mean_leave_the_other_its_gradient(backward):
+    x, packed = torch.zeros(2, 8, requires_grad=True), torch.zeros(2, 1, dtype=torch.uint8)
+
+    def gradient(weight, ids, loss, per_scale):
+        weight, ids = torch.tensor(weight).double(), torch.tensor(ids, dtype=torch.int32)
+        totals = torch.zeros(3, dtype=torch.float64).index_add(0, ids.long(), weight)
+        call = ops.bit_cross_entropy_backward if backward == "compiled" else _reference_entropy_backward
+        return call(torch.tensor(loss), torch.tensor(per_scale), x.detach(), packed, weight, ids, totals)
+
+    sixteenth = torch.full((8,), 1 / 16)
+    whole = gradient([1, -1], [0, 1], 0.0, [1.0, 0.0, 1.0])
+    assert torch.equal(whole, torch.stack([sixteenth, 0 * sixteenth]))
+    own = gradient([-0.5, 0.5], [0, 1], 1.0, [1.0, -2.0, 0.0])
+    assert torch.equal(own, torch.stack([sixteenth, -2 * sixteenth]))
+    own = gradient([1, 2], [0, 0], 1.0, [0.0, 0.0, float("nan")])
+    torch.testing.assert_close(own, torch.stack([sixteenth * 2 / 6, sixteenth * 4 / 6]) * 1.0)
+    nothing = gradient([0, 0], [0, 1], 1.0, [1.0, 1.0, 1.0])
+    assert torch.equal(nothing, torch.zeros(2, 8))
+
+
+def test_weights_that_cancel_over_all_scales():
+    x = torch.zeros(2, 8, requires_grad=True)
+    weight, ids = torch.tensor([1.0, -1.0]), torch.tensor([0, 1])
+    out = K.bit_cross_entropy(x, torch.zeros(2, 1, dtype=torch.uint8), weight=weight, scale_ids=ids, num_scales=2)
+    (gradient,) = torch.autograd.grad(out.per_scale[0], x)
+    assert torch.equal(gradient, torch.tensor([[1 / 16], [0.0]]).expand(2, 8))
 
 
 def test_cross_entropy_does_not_depend_on_threads():

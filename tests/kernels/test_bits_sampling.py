@@ -72,6 +72,14 @@ def test_a_seed_per_sample_draws_each_as_if_alone(impl, isa, dtype):
                 assert torch.equal(drawn.code[one], alone.code)
 
 
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_empty_batch_has_no_seeds(impl, grad):
+    with torch.set_grad_enabled(grad):
+        drawn = impl.sample_bits(torch.zeros(0, 5, 9), seed=torch.zeros(0, dtype=torch.int64))
+    assert drawn.bits.shape == (0, 5, 2) and drawn.code.shape == (0, 5, 9)
+
+
 def test_sampled_bits_are_as_frequent_as_their_probability():
     logits = torch.tensor([-4.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 6.0]).expand(40000, 8)
     share = K.unpack_bits(K.sample_bits(logits, seed=8).bits).double().mean(0)

@@ -191,7 +191,12 @@ def test_errors_name_what_was_expected(grad):
     cases = [
         (TypeError, "expected x of one of", lambda: vk.packed_linear(x.double(), packed, 20)),
         (TypeError, "expected packed of", lambda: vk.packed_linear(x, packed.half(), 20)),
-        (TypeError, "expected bias of a float", lambda: vk.packed_linear(x, packed, 20, torch.zeros(20).long())),
+        (TypeError, "expected bias of float32", lambda: vk.packed_linear(x, packed, 20, torch.zeros(20).long())),
+        (
+            TypeError,
+            "expected bias of float32, .*, got torch.float8_e4m3fn",
+            lambda: vk.packed_linear(x, packed, 20, torch.zeros(20).to(torch.float8_e4m3fn)),
+        ),
         (ValueError, r"expected x \(\.\.\., in_features\)", lambda: vk.packed_linear(x[0, 0], packed, 20)),
         (ValueError, r"expected packed \(2, 11, 16, 2\)", lambda: vk.packed_linear(x[:, :22], packed, 20)),
         (ValueError, r"expected packed \(3, 12, 16, 2\)", lambda: vk.packed_linear(x, packed, 40)),

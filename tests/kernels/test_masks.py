@@ -272,6 +272,32 @@ def test_errors_name_what_was_expected_and_what_came(build, message):
         build()
 
 
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: RangeMask.full(2.5, 3), "full: expected q_len as int, got 2.5"),
+        (lambda: RangeMask.units([1.5, 2]), r"units: expected unit_lens as integers, got \[1.5, 2.0\]"),
+        (lambda: RangeMask.units([1, 2], window=0.5), "units: expected window as int, got 0.5"),
+        (lambda: RangeMask.units([1, 2], text_len=1.0), "units: expected text_len as int, got 1.0"),
+        (lambda: RangeMask.teacher_forcing([1, 2.5]), "teacher_forcing: expected unit_lens as integers"),
+        (lambda: RangeMask.multiscale(0, 2, [(1, 1), (1.5, 2)]), "multiscale: expected scales as integers"),
+        (lambda: RangeMask.multiscale(0, 1.5, SCALES), "multiscale: expected frames as int, got 1.5"),
+        (lambda: RangeMask.from_ranges(4, 4, [(0, 4)], [[(0.5, 3.5)]]), "from_ranges: expected key_ranges as integers"),
+        (lambda: RangeMask.from_ranges(4, 4, [(0, 1.5)], [[(0, 3)]]), "from_ranges: expected q_ranges as integers"),
+        (lambda: RangeMask.from_ranges(4.5, 4, [(0, 4)], [[(0, 3)]]), "from_ranges: expected q_len as int, got 4.5"),
+    ],
+)
+def test_sizes_that_are_no_integers_are_refused(build, message):
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+def test_any_integers_are_sizes():
+    expected = RangeMask.units([1, 2, 3])
+    assert RangeMask.units(np.array([1, 2, 3], np.uint8)) == RangeMask.units(torch.tensor([1, 2, 3])) == expected
+    assert RangeMask.full(np.int32(2), 3) == RangeMask.from_ranges(2, 3, torch.tensor([[0, 2]]), [[(0, np.int64(3))]])
+
+
 def work_list(mask, tile, by_key):
     arrays = [a.numpy() for a in (mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges)]
     return _C.plan(*arrays, mask.q_len, mask.k_len, tile, by_key)

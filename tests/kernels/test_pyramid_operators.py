@@ -250,6 +250,11 @@ Z, BITS = torch.zeros(2, 3, 5, 7, 9), torch.zeros(2, 3, 58, 2, dtype=torch.uint8
             r"expected keep as integers",
         ),
         (
+            lambda: K.pyramid_decode(BITS, [(1, 58)], keep=torch.tensor([True, False])),
+            ValueError,
+            r"expected keep as integers \(B,\) or \(B, T\), got \(2,\) torch.bool",
+        ),
+        (
             lambda: K.pyramid_encode(Z, RAGGED, flip_p=torch.rand(4), seed=0),
             ValueError,
             r"expected flip_p broadcastable to \(2, 3, 5\), got \(4,\)",

@@ -96,7 +96,7 @@ def sample_bits(
     else:
         if isinstance(seed, Tensor):
             each = [philox_uniform(logits.shape[1:], one, offset, logits.device) for one in seed.tolist()]
-            uniform = torch.stack(each)
+            uniform = torch.stack(each) if each else torch.zeros_like(logit)
         else:
             uniform = philox_uniform(logits.shape, seed, offset, logits.device)
         ones = uniform < torch.sigmoid(logit / temperature)
