@@ -96,12 +96,17 @@ class UnitLayout:
 
         Args:
             start: frame at which the clip begins, in a stream.
-            device: where to put the result, which is kept.
+            device: where to put the result.
 
         Returns:
             int64 (length, 3).
         """
-        return _positions(self, start, torch.device(device or "cpu"))
+        kept = _positions(self, torch.device(device or "cpu"))
+        if not start:
+            return kept
+        moved = kept.clone()
+        moved[:, 0] += start
+        return moved
 
     def mask(self, direction: str = "forward", *, window: int | None = None, sink: int = 0) -> RangeMask:
         """What every token sees in one pass; text enters through cross-attention and is not in it.
@@ -145,11 +150,10 @@ def _mask(lengths: Sequence[int], kind: str, window: int | None, sink: int) -> R
 
 
 @lru_cache(maxsize=256)
-def _positions(layout: UnitLayout, start: int, device: torch.device) -> Tensor:
+def _positions(layout: UnitLayout, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         cells = []
         for level in layout.levels:
             step = torch.tensor([whole / size for whole, size in zip(layout.grid, level, strict=True)])
             cells.append((unit_positions(level) * step.double()).round().long())
-        shift = torch.tensor([start, 0, 0])
-        return (torch.cat(cells)[layout.permutation] + shift).to(device)
+        return torch.cat(cells)[layout.permutation].to(device)

@@ -16,12 +16,13 @@ from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
 from videoar.model_folder import load_model_folder, save_model_folder
-from videoar.next_unit.attention import Attend, Attention, CachedUnit, WholeSequence
+from videoar.next_unit.attention import CachedUnit, WholeSequence
+from videoar.next_unit.blocks import Block, Head
 from videoar.next_unit.config import BackboneConfig
 from videoar.next_unit.layout import UnitLayout
-from videoar.next_unit.modulation import Run, timestep_sinusoid, unit_norm, unit_residual, unit_runs
+from videoar.next_unit.modulation import timestep_sinusoid, unit_runs
 from videoar.next_unit.unit_cache import UnitCache
-from videoar_kernels import RangeMask, adaln_norm
+from videoar_kernels import PackedLinear, RangeMask
 
 
 class TextKeys(NamedTuple):
@@ -29,47 +30,6 @@ class TextKeys(NamedTuple):
 
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention and a feed-forward network, the first and last modulated."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.eps = config.eps
-        self.self_attn, self.cross_attn = Attention(config), Attention(config)
-        self.norm3 = nn.LayerNorm(width, eps=config.eps) if config.cross_norm else None
-        self.ffn = nn.Sequential(
-            nn.Linear(width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, width)
-        )
-        self.modulation = nn.Parameter(torch.zeros(1, 6, width))
-
-    def forward(
-        self, x: Tensor, time: Tensor, runs: Sequence[Run], attend: Attend, text: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """x (B, L, C) and time (B, units, 6, C)."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time).unbind(2)  # (B, units, C)
-        x = unit_residual(x, self.self_attn(unit_norm(x, scale, shift, runs, self.eps), attend), gate, runs)
-        y = x
-        if self.norm3 is not None:
-            y = adaln_norm(x, shift=self.norm3.bias, weight=self.norm3.weight, eps=self.eps, kind="layer")
-        x = x + self.cross_attn.cross(y, *text)
-        return unit_residual(x, self.ffn(unit_norm(x, ffn_scale, ffn_shift, runs, self.eps)), ffn_gate, runs)
-
-
-class Head(nn.Module):
-    """The modulated projection to patches."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        self.head = nn.Linear(config.width, config.patch_width)
-        self.modulation = nn.Parameter(torch.zeros(1, 2, config.width))
-
-    def forward(self, x: Tensor, time: Tensor, runs: Sequence[Run]) -> Tensor:
-        shift, scale = (self.modulation + time[:, :, None]).unbind(2)  # (B, units, C)
-        return self.head(unit_norm(x, scale, shift, runs, self.eps))
 
 
 class NextUnitTransformer(nn.Module):
@@ -115,6 +75,35 @@ class NextUnitTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return self.patch_embedding.weight.dtype
+
+    def pack(self, dtype: torch.dtype = torch.bfloat16) -> NextUnitTransformer:
+        """Puts the model into its form for inference, in place: `dtype`, and on the CPU packed linear layers.
+
+        What the timestep goes through, modulation and gains stay in float32, as in Wan.
+
+        Args:
+            dtype: bfloat16, or float32 for a model that must not lose precision.
+
+        Returns:
+            The model, which can be neither trained nor saved any more.
+
+        Raises:
+            TypeError: if weights of this dtype cannot be packed.
+        """
+        self.float()
+        for part in (self.text_embedding, self.blocks, self.head):
+            for module in list(part.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, nn.Linear):
+                        packed = PackedLinear.from_linear(child, dtype) if child.weight.is_cpu else child.to(dtype)
+                        setattr(module, name, packed)
+        self.patch_embedding.to(dtype)
+        return self.eval().requires_grad_(False)
+
+    def new_cache(self, layout: UnitLayout, batch: int, **options) -> UnitCache:
+        """An empty `UnitCache` in the model's dtype and on its device; options as there."""
+        device = self.patch_embedding.weight.device
+        return UnitCache(self.config, layout, batch, dtype=self.dtype, device=device, **options)
 
     def encode_text(self, text: Tensor) -> TextKeys:
         """Keys and values of a prompt, once for all steps.
@@ -265,7 +254,13 @@ class NextUnitTransformer(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`, the weights in `dtype` if given."""
+        """Write `config.json` and `model.safetensors`, the weights in `dtype` if given.
+
+        Raises:
+            ValueError: after `pack`.
+        """
+        if isinstance(self.head.head, PackedLinear):
+            raise ValueError("save_pretrained: expected a model as it was trained, got a packed one")
         save_model_folder(folder, self.config.to_dict(), self.state_dict(), dtype=dtype)
 
     @classmethod

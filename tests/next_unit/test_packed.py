@@ -1,0 +1,65 @@
+"""The form for inference: packed layers, and what stays in float32."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from closeness import assert_close
+from sharp_backbone import BATCH, CONFIG, GRID, clip, noise_levels, prompt, sharp_backbone
+
+from videoar.next_unit import cube, frame
+
+LAYOUT = cube().on(GRID)
+
+
+@torch.no_grad()
+def flow(model) -> torch.Tensor:
+    tokens, text = clip(LAYOUT, CONFIG), prompt(CONFIG)
+    return model(tokens, noise_levels(LAYOUT), text, LAYOUT, direction="forward")
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def test_packed_float32_is_as_close_as_float32():
+    model = sharp_backbone(CONFIG)
+    exact, low = flow(model), flow(copy.deepcopy(model).float())
+    assert_close(flow(model.pack(torch.float32)), exact, low)
+
+
+def test_packed_bfloat16_is_closer_than_all_in_bfloat16():
+    model = sharp_backbone(CONFIG)
+    exact, low = flow(model), flow(copy.deepcopy(model).bfloat16())
+    out = flow(model.pack())
+    assert out.dtype == torch.float32
+    assert 0 < rms(out - exact) < rms(low - exact) < rms(exact)
+
+
+def test_what_the_timestep_goes_through_stays_in_float32():
+    model = sharp_backbone(CONFIG).pack()
+    kept = [*model.time_embedding.parameters(), *model.time_projection.parameters(), model.head.modulation]
+    kept += [block.modulation for block in model.blocks]
+    assert all(parameter.dtype == torch.float32 for parameter in kept)
+    assert model.dtype == torch.bfloat16
+
+
+def test_a_packed_model_steps_through_a_cache_of_its_dtype():
+    model, layout = sharp_backbone(CONFIG).pack(), frame().on(GRID)
+    cache, text = model.new_cache(layout, BATCH, window=1), model.encode_text(prompt(CONFIG))
+    assert cache.kv.dtype == torch.bfloat16 and text.k[0].dtype == torch.bfloat16
+    tokens, levels = clip(layout, CONFIG), noise_levels(layout)
+    with torch.no_grad():
+        whole = model(tokens, levels, text, layout, direction="forward", window=1)
+        for unit in range(len(layout.units)):
+            here = layout.within(unit)
+            part = model.step(tokens[:, here], levels[:, unit], text, layout, unit, cache)
+            cache.commit()
+            assert rms(part - whole[:, here]) < 0.02 * rms(whole)
+
+
+def test_a_packed_model_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="got a packed one"):
+        sharp_backbone(CONFIG).pack().save_pretrained(tmp_path / "model")
