@@ -46,7 +46,9 @@ def _check(inputs: tuple[Tensor, Tensor], out: Tensor | None) -> None:
     gate, up = inputs
     if gate.dtype not in ELEMENT_DTYPES:
         raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
-    if gate.ndim == 0 or gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
+    if gate.ndim == 0:
+        raise ValueError("swiglu: expected gate (..., width) of one dimension at least, got ()")
+    if gate.shape != up.shape or gate.dtype != up.dtype or gate.device != up.device:
         raise ValueError(
             f"swiglu: expected up like gate {tuple(gate.shape)} {gate.dtype} on {gate.device}, "
             f"got {tuple(up.shape)} {up.dtype} on {up.device}"

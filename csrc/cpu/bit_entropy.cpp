@@ -12,24 +12,6 @@ namespace videoar {
 namespace VIDEOAR_ISA {
 namespace {
 
-// e^-x within 2e-7 for -87 <= x <= 87; beyond 87, where x is clamped, 1e-38. NaN stays.
-inline Vec<float> exp_minus(Vec<float> x) {
-  const Vec<float> magic = broadcast(12582912.0f);
-  x = vmin<float>(broadcast(87.0f), x);
-  // e^-x = 2^n 2^f with |f| <= 1/2; adding 1.5 * 2^23 rounds to the nearest integer.
-  const Vec<float> shifted = x * -1.44269504f + magic, f = x * -1.44269504f - (shifted - magic);
-  Vec<float> y = f * 0.001327647245f + 0.009675540961f;
-  y = y * f + 0.05550713092f;
-  y = y * f + 0.2402212024f;
-  y = y * f + 0.693146944f;
-  y = y * f + 1.000000119f;
-  return (Vec<float>)((Mask<float>)y + ((Mask<float>)shifted << 23));
-}
-inline Vec<double> exp_minus(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(-x[i]);
-  return x;
-}
-
 // log(1 + x) for 0 <= x < 2^126, to 2^-24 relative.
 inline Vec<float> vlog1p(Vec<float> x) {
   // 1 + x = 2^k (1 + f) with -1/4 <= f < 1/2; f is exact where x is small.
@@ -307,7 +289,7 @@ inline Vec<Accumulator<T>> share(Vec<Accumulator<T>> t, Vec<Accumulator<T>> coef
   if constexpr (sizeof(T) == 2) {
     return coefficient / (1 + coarse_exp2(t * -1.44269504f));
   } else {
-    return coefficient / (1 + exp_minus(vmax<A>(broadcast(A(-87)), t)));
+    return coefficient / inverse_sigmoid(t);
   }
 }
 

@@ -1,7 +1,6 @@
 #include "norm_kernels.h"
 #include "norm_rows.h"
 #include "parallel.h"
-#include "sweep.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
@@ -9,7 +8,6 @@ namespace {
 
 template <class T>
 void swiglu_of(const SwigluParams& p) {
-  using A = Accumulator<T>;
   const bool streaming = streams<T>(p.out, p.gate, p.up, {1, p.rows, p.width});
   parallel_ranges(p.rows, p.rows * p.width * 3 * int64_t(sizeof(T)), [&](int64_t begin, int64_t end) {
     StreamWriter<T> writer(streaming);
@@ -17,13 +15,11 @@ void swiglu_of(const SwigluParams& p) {
       const T* gate = (const T*)p.gate + row * p.gate_stride;
       const T* up = (const T*)p.up + row * p.up_stride;
       T* out = (T*)p.out + row * p.out_stride;
-      each_piece<T>(p.width, [&](int64_t first, int64_t count) {
-        T* to = writer.at(out + first);
-        sweep<A>(count, [&](int64_t j, int n) {
-          const Vec<A> g = load_upto(gate + first + j, n);
-          store_upto(to + j, g * vsigmoid(g) * load_upto(up + first + j, n), n);
-        });
-        writer.done(out + first, count);
+      write_row(writer, out, p.width, [&](int64_t i, int n) {
+        Wide<T> g = load_wide(gate + i, n);
+        const Wide<T> u = load_wide(up + i, n);
+        for (int k = 0; k < kVectors<T>; ++k) g.v[k] = g.v[k] / inverse_sigmoid(g.v[k]) * u.v[k];
+        return g;
       });
     }
   });
@@ -44,11 +40,17 @@ void swiglu_backward_of(const SwigluBackwardParams& p) {
       each_piece<T>(p.width, [&](int64_t first, int64_t count) {
         T* to_gate = gate_writer.at(grad_gate + first);
         T* to_up = up_writer.at(grad_up + first);
-        sweep<A>(count, [&](int64_t j, int n) {
+        each_step<T>(count, [&](int64_t j, int n) {
           const int64_t i = first + j;
-          const Vec<A> g = load_upto(gate + i, n), d = load_upto(grad + i, n), s = vsigmoid(g);
-          store_upto(to_gate + j, d * load_upto(up + i, n) * s * (1 + g * (1 - s)), n);
-          store_upto(to_up + j, d * g * s, n);
+          Wide<T> g = load_wide(gate + i, n), d = load_wide(grad + i, n);
+          const Wide<T> u = load_wide(up + i, n);
+          for (int k = 0; k < kVectors<T>; ++k) {
+            const Vec<A> s = 1 / inverse_sigmoid(g.v[k]), ds = d.v[k] * s;
+            d.v[k] = ds * g.v[k];
+            g.v[k] = ds * u.v[k] * (1 + g.v[k] * (1 - s));
+          }
+          store_wide(to_gate + j, g, n);
+          store_wide(to_up + j, d, n);
         });
         gate_writer.done(grad_gate + first, count);
         up_writer.done(grad_up + first, count);

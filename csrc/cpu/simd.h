@@ -316,38 +316,41 @@ static inline void store_partial(T* p, Vec<Accumulator<T>> v, int n) {
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
 }
 
-// e^x to 1 ulp or so in float32; 0 below -87.3, clamped above 88.3.
-static inline Vec<float> vexp(Vec<float> x) {
-  const Vec<float> low = broadcast(-87.33654f), high = broadcast(88.37626f);
-  const Mask<float> underflow = x < low;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
+// e^-x as a factor of about 1 and a power of two in the place of its exponent. x is clamped at 87, where e^-x is 1e-38.
+struct ExpParts {
+  Vec<float> factor;
+  Mask<float> exponent;
+};
+static inline ExpParts exp_minus_parts(Vec<float> x) {
   const Vec<float> magic = broadcast(12582912.0f);
-  const Vec<float> shifted = x * 1.44269504088896341f + magic;
-  const Vec<float> n = shifted - magic;
-  const Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec<float> y = broadcast(1.9875691500e-4f);
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  const Mask<float> exponent = ((Mask<float>)shifted - (Mask<float>)magic + 127) << 23;
-  const Vec<float> result = y * (Vec<float>)exponent;
-  return underflow ? Vec<float>{} : result;
-}
-static inline Vec<double> vexp(Vec<double> x) {
-  Vec<double> y;
-  for (int i = 0; i < kLanes<double>; ++i) y[i] = __builtin_exp(x[i]);
-  return y;
+  x = vmin<float>(broadcast(87.0f), x);
+  // e^-x = 2^n 2^f with |f| <= 1/2; adding 1.5 * 2^23 rounds to the nearest integer.
+  const Vec<float> shifted = x * -1.44269504f + magic, f = x * -1.44269504f - (shifted - magic);
+  Vec<float> y = f * 0.001327647245f + 0.009675540961f;
+  y = y * f + 0.05550713092f;
+  y = y * f + 0.2402212024f;
+  y = y * f + 0.693146944f;
+  y = y * f + 1.000000119f;
+  return {y, (Mask<float>)shifted << 23};
 }
 
-template <class V>
-static inline V vsigmoid(V x) {
-  return 1 / (1 + vexp(-x));
+// e^-x for x >= -87, within 2e-7 where x >= 0, else within 5e-6 of itself; NaN stays.
+static inline Vec<float> exp_minus(Vec<float> x) {
+  const ExpParts parts = exp_minus_parts(x);
+  return (Vec<float>)((Mask<float>)parts.factor + parts.exponent);
 }
+static inline Vec<double> exp_minus(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(-x[i]);
+  return x;
+}
+
+// 1 / sigmoid(x). In float32 infinite below -88.37, where the power of two is; x / inverse_sigmoid(x) is then 0, and
+// NaN for infinite x, as in float64.
+static inline Vec<float> inverse_sigmoid(Vec<float> x) {
+  const ExpParts parts = exp_minus_parts(vmax<float>(broadcast(-88.5f), x));
+  return 1 + parts.factor * (Vec<float>)(parts.exponent + 0x3f800000);
+}
+static inline Vec<double> inverse_sigmoid(Vec<double> x) { return 1 + exp_minus(x); }
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar
