@@ -96,8 +96,8 @@ def packed_linear(
     """
     if out is None:
         return run(_op, lambda: _check(x, packed, out_features, bias), x, packed, bias, out_features)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        raise ValueError("packed_linear: expected no gradient to be needed with out=")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, out)):
+        raise ValueError("packed_linear: expected tensors that need no gradient with out=, got one that does")
     run_into(
         out,
         _out_op,
@@ -257,7 +257,7 @@ def _gradients(ctx, grad_out):
         weight = reference.linear.unpack_linear_weight(packed, ctx.out_features, ctx.in_features)
         grad_x = (grad_out.float() @ weight.float()).to(grad_out.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-        grad_bias = grad_out.float().flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        grad_bias = grad_out.float().sum_to_size(ctx.out_features).to(ctx.bias_dtype)
     return grad_x, None, grad_bias, None
 
 

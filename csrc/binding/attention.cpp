@@ -1,6 +1,7 @@
 #include "../cpu/attention.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "../plan_cache.h"
 #include "out.h"
@@ -211,6 +212,11 @@ std::tuple<Tensor, Tensor, Tensor> range_attention_backward(
                     "range_attention_backward: lse or its gradient of another shape or dtype");
   }
   Tensor grad_q = empty_heads(q), grad_k = empty_heads(k), grad_v = empty_heads(v);
+  if (grad_q.numel() == 0) {
+    for (Tensor* grad_of_keys : {&grad_k, &grad_v})
+      std::memset(grad_of_keys->mutable_data_ptr(), 0, size_t(grad_of_keys->numel()) * grad_of_keys->element_size());
+    return {grad_q, grad_k, grad_v};
+  }
   const MaskArrays mask(shape, batch_ptr, q_ranges, key_ptr, key_ranges);
   const AttentionKernels& kernels = attention_kernels();
   const auto plan = mask.plan(kernels.key_tile[int(shape.dtype)], true);

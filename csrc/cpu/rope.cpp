@@ -221,6 +221,7 @@ template <class T>
 void norm_rope_backward(const NormRopeBackwardParams& p) {
   using A = Accumulator<T>;
   const RopeSizes& size = p.size;
+  if (p.full_width && size.heads == 0) return;
   const int64_t width = (p.full_width ? size.heads : 1) * size.dim;
   const int64_t chunks = rope_chunks(size.batch, size.length), blocks = rope_blocks(size.batch, size.length);
   const int64_t bytes = size.batch * size.heads * size.length * size.dim * 3 * int64_t(sizeof(T));

@@ -115,13 +115,21 @@ def test_no_query_sees_any_key(isa):
         assert (grad == 0).all()
 
 
-@pytest.mark.parametrize("empty", ["batch", "q_len", "k_len"])
-def test_empty_sizes(isa, empty):
-    sizes = {"batch": 2, "q_len": 5, "k_len": 6} | {empty: 0}
-    q, k, v = inputs(torch.float32, sizes["batch"], 2, 2, sizes["q_len"], sizes["k_len"], 32)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("queries", [2, 200])
+@pytest.mark.parametrize("empty", ["batch", "heads", "q_len", "k_len"])
+def test_empty_sizes(isa, empty, queries, dtype, masked):
+    sizes = {"batch": 2, "heads": 2, "q_len": queries, "k_len": 6} | {empty: 0}
+    q, k, v = inputs(dtype, sizes["batch"], sizes["heads"], 2, sizes["q_len"], sizes["k_len"], 32)
+    mask = RangeMask.full(sizes["q_len"], sizes["k_len"]) if masked else None
+    with torch.no_grad():
+        assert range_attention(q, k, v, mask, out=torch.empty_like(q)).shape == q.shape
+        assert range_attention(q, k, v, mask, return_lse=True)[1].shape == q.shape[:3]
+        assert torch.equal(range_attention(q, k, v, mask), torch.zeros_like(q))
     for x in (q, k, v):
         x.requires_grad_()
-    out = range_attention(q, k, v)
+    out = range_attention(q, k, v, mask)
     assert out.shape == q.shape
     assert (out == 0).all()
     for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
@@ -298,6 +306,7 @@ def test_runs_inside_a_full_graph(dynamic):
             r"k of shape \(2, \*, \*, 64\), got \(2, 4, 128, 32\)",
         ),
         ({"k": (2, 3, 12, 64), "v": (2, 3, 12, 64)}, ValueError, r"k of shape \(2, a divisor of 4, \*, 64\)"),
+        ({"k": (2, 0, 12, 64), "v": (2, 0, 12, 64)}, ValueError, r"k of shape \(2, a divisor of 4, \*, 64\)"),
         ({"v": (2, 4, 13, 64)}, ValueError, r"v of shape \(2, 4, 12, 64\), got \(2, 4, 13, 64\)"),
         ({"q": (2, 10, 64)}, ValueError, r"q of shape \(batch, heads, q_len, head_dim\).*got \(2, 10, 64\)"),
         ({"q": (2, 4, 10, 300)}, ValueError, r"head_dim 1 to 256, got \(2, 4, 10, 300\)"),

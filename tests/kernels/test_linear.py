@@ -117,20 +117,26 @@ def test_out_that_cannot_be_written_is_refused():
         rows = x if out.ndim == 2 else torch.randn(*out.shape[:-1], 40)
         with torch.no_grad(), pytest.raises(ValueError, match=f"packed_linear: expected .*{message}"):
             vk.packed_linear(rows, packed, 40, bias[:40], out=out)
-    with pytest.raises(ValueError, match="no gradient"):
-        vk.packed_linear(x.requires_grad_(), packed, 40, out=torch.empty(5, 40))
+    for given, out in (
+        (x.clone().requires_grad_(), torch.empty(5, 40)),
+        (x, torch.empty(5, 40, requires_grad=True)),
+        (x, torch.empty(5, 40, requires_grad=True).exp()),
+    ):
+        with pytest.raises(ValueError, match="no gradient"):
+            vk.packed_linear(given, packed, 40, out=out)
 
 
+@pytest.mark.parametrize(("shape", "outputs"), [((2, 5), 20), ((), 20), ((0,), 20), ((3, 0), 20), ((2, 5), 0), ((), 0)])
 @pytest.mark.parametrize("weight_dtype", WEIGHTS)
-def test_gradients_of_input_and_bias(weight_dtype):
-    weight, packed = layer(33, 20, weight_dtype)
-    x, bias, grad_out = torch.randn(2, 5, 33), torch.randn(20), torch.randn(2, 5, 20)
+def test_gradients_of_input_and_bias(weight_dtype, shape, outputs):
+    weight, packed = layer(33, outputs, weight_dtype)
+    x, bias, grad_out = torch.randn(*shape, 33), torch.randn(outputs), torch.randn(*shape, outputs)
 
     def gradients(function, *inputs):
         inputs = [t.clone().requires_grad_() for t in inputs]
         return torch.autograd.grad(function(*inputs), inputs, grad_out.to(inputs[0].dtype))
 
-    results = gradients(lambda x, b: vk.packed_linear(x, packed, 20, b), x, bias)
+    results = gradients(lambda x, b: vk.packed_linear(x, packed, outputs, b), x, bias)
     exact = gradients(lambda x, b: linear(x, weight.double(), b), x.double(), bias.double())
     low = gradients(lambda x, b: linear(x, weight.float(), b), x, bias)
     for result, e, l in zip(results, exact, low, strict=True):

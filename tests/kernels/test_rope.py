@@ -217,15 +217,20 @@ def test_in_place_writes_only_its_own_elements(isa, interleaved):
         assert torch.equal(buffer, before)
 
 
+@pytest.mark.parametrize("full_width", [False, True])
 @pytest.mark.parametrize("shape", [(0, 2, 5, 12), (2, 0, 5, 12), (2, 3, 0, 12), (1, 1, 1, 2)])
-def test_empty_and_smallest_sizes(shape):
+def test_empty_and_smallest_sizes(shape, full_width):
     x = torch.randn(shape).requires_grad_()
     positions = torch.zeros(shape[2], 3)
     out = vk.rope_3d(x, positions)
     torch.testing.assert_close(out, x)
-    a, b = vk.qk_norm_rope(x, x, None, None, positions)
+    q_weight = torch.ones(shape[1] * shape[3] if full_width else shape[3], requires_grad=True)
+    k = torch.randn(shape[0], 1, *shape[2:], requires_grad=True)
+    a, b = vk.qk_norm_rope(x, k, q_weight, None, positions, full_width=full_width)
+    b, a = vk.qk_norm_rope(b, a, None, q_weight, positions, full_width=full_width)
     (out.sum() + a.sum() + b.sum()).backward()
-    assert x.grad.shape == x.shape and torch.isfinite(x.grad).all()
+    for t in (x, k, q_weight):
+        assert t.grad.shape == t.shape and torch.isfinite(t.grad).all()
 
 
 def test_weight_gradients_do_not_depend_on_threads():
