@@ -174,14 +174,17 @@ class PretrainedTextEncoder(nn.Module):
         if not Path(config.path).is_dir():
             raise FileNotFoundError(f"PretrainedTextEncoder: no folder {config.path}")
         try:
-            from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+            from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
         except ImportError as error:
             raise ImportError("PretrainedTextEncoder needs `pip install transformers`") from error
         self.config = config
-        loaded = AutoConfig.from_pretrained(config.path, local_files_only=True)
-        loader = T5EncoderModel if loaded.model_type == "t5" else AutoModel
-        self.tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
-        self.encoder = loader.from_pretrained(config.path, local_files_only=True).eval().requires_grad_(False)
+        # diffusers keeps the two parts of a pipeline apart.
+        parts = [Path(config.path) / part for part in ("text_encoder", "tokenizer")]
+        weights, words = (part if part.is_dir() else config.path for part in parts)
+        loaded = AutoConfig.from_pretrained(weights, local_files_only=True)
+        loader = {"t5": T5EncoderModel, "umt5": UMT5EncoderModel}.get(loaded.model_type, AutoModel)
+        self.tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+        self.encoder = loader.from_pretrained(weights, local_files_only=True).eval().requires_grad_(False)
 
     @property
     def length(self) -> int:
