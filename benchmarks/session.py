@@ -31,7 +31,7 @@ class Run:
         self.full, self.device, self.complete = option("--full"), option("--device"), complete
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than fall back to eager silently
         self.kept = False if option("--fresh-memory") else allocator.keep_freed_memory()
-        seconds = option("--seconds") or (6.0 if self.full else 2.0)
+        seconds = option("--seconds") or (6.0 if self.full else 1.7)
         self.effort = Effort(seconds, most=60 if self.full else 30, rounds=option("--rounds"))
         self.clock = clock_for(self.device)
         self.rows: list[Row] = []
