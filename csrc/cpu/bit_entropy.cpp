@@ -285,7 +285,6 @@ void entropy_of(const EntropyParams& p) {
 // coefficient * sigmoid(t), to the precision of T.
 template <class T>
 inline Vec<Accumulator<T>> share(Vec<Accumulator<T>> t, Vec<Accumulator<T>> coefficient) {
-  using A = Accumulator<T>;
   if constexpr (sizeof(T) == 2) {
     return coefficient / (1 + coarse_exp2(t * -1.44269504f));
   } else {
