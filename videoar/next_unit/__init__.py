@@ -3,6 +3,7 @@
 from videoar.next_unit.config import BackboneConfig, preset
 from videoar.next_unit.latents import from_sequence, patch_grid, to_sequence
 from videoar.next_unit.layout import Unit, UnitLayout
+from videoar.next_unit.sampling import SamplingOptions, clips_of, sample_units
 from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
 from videoar.next_unit.unit_cache import UnitCache
 from videoar.next_unit.units import UnitScheme, cube, frame, key_detail, multiscale, parse_units
@@ -12,11 +13,13 @@ __all__ = [
     "BackboneConfig",
     "LoadReport",
     "NextUnitTransformer",
+    "SamplingOptions",
     "TextKeys",
     "Unit",
     "UnitCache",
     "UnitLayout",
     "UnitScheme",
+    "clips_of",
     "cube",
     "frame",
     "from_sequence",
@@ -26,5 +29,6 @@ __all__ = [
     "parse_units",
     "patch_grid",
     "preset",
+    "sample_units",
     "to_sequence",
 ]
