@@ -36,7 +36,7 @@ def bit_cross_entropy(
         bits: uint8 (..., ceil(d / 8)), same leading dimensions.
         weight: per token, broadcastable to `logits.shape[:-1]`; None: ones. Gets no gradient.
         scale_ids: integer, broadcastable to `logits.shape[:-1]`, the scale of each token in [0, num_scales).
-        num_scales: length of the per-scale results.
+        num_scales: length of the per-scale results, at most 65536.
         dim: d, if given it must equal `logits.shape[-1]`.
     Returns:
         BitLoss(loss (), per_scale (num_scales,), accuracy (), per_scale_accuracy (num_scales,)), float32 (float64
@@ -45,8 +45,8 @@ def bit_cross_entropy(
         to 1536 bits are summed in float32 (float64 for float64), these sums in float64, all in one order, so the thread
         count changes nothing.
     Raises:
-        TypeError, ValueError: dtypes or shapes do not fit; scale_ids are not integers in [0, num_scales) (their values
-            are looked at on the CPU only: elsewhere that would wait for the device).
+        TypeError, ValueError: dtypes, shapes or num_scales do not fit; scale_ids are not integers in [0, num_scales)
+            (their values are looked at on the CPU only: elsewhere that would wait for the device).
     Source: Infinity, Sec. 3.2. Saved for backward: logits, bits and the weights.
     """
 
@@ -91,8 +91,8 @@ def _check(logits: Tensor, bits: Tensor, dim: int | None, num_scales: int) -> No
     check_float("bit_cross_entropy", "logits", logits)
     if not isinstance(num_scales, (int, torch.SymInt)):
         raise TypeError(f"bit_cross_entropy: expected num_scales to be an int, got {num_scales!r}")
-    if not 1 <= num_scales < 2**31:
-        raise ValueError(f"bit_cross_entropy: expected num_scales in [1, 2**31), got {num_scales}")
+    if not 1 <= num_scales <= 2**16:
+        raise ValueError(f"bit_cross_entropy: expected num_scales in [1, 2**16], got {num_scales}")
     if dim is not None and dim != logits.shape[-1]:
         raise ValueError(f"bit_cross_entropy: expected dim {logits.shape[-1]}, got {dim}")
     check_packed("bit_cross_entropy", bits, logits.shape[-1])

@@ -6,6 +6,8 @@
 namespace videoar {
 namespace {
 
+constexpr int64_t kMostScales = 1 << 16;  // sums of every scale are kept 64 times over, or 512 on a GPU
+
 constexpr const char* kOneWeight = "bit_cross_entropy: expected one float64 weight per token";
 constexpr const char* kScaleIds = "bit_cross_entropy: expected scale_ids in [0, num_scales)";
 
@@ -22,7 +24,8 @@ struct EntropyInputs {
     check_packed(target, in.width, "bit_cross_entropy: expected ceil(d / 8) bytes a token");
     STD_TORCH_CHECK(same_tokens(logits, bits) && same_device(logits, bits),
                     "bit_cross_entropy: expected as many bits as logits");
-    STD_TORCH_CHECK(num_scales >= 1, "bit_cross_entropy: expected num_scales >= 1");
+    STD_TORCH_CHECK(num_scales >= 1 && num_scales <= kMostScales,
+                    "bit_cross_entropy: expected num_scales in [1, 2**16]");
     weights = row_values(weight, in, kOneWeight);
     ids = row_ids(scale_ids);
     // Looking at a GPU's ids would wait for it; its kernels make NaN of those outside.

@@ -19,7 +19,7 @@ inline const double* row_values(std::optional<Tensor>& t, const Rows& like, cons
 
 inline void check_packed(const Rows& rows, int64_t dim, const char* message) {
   STD_TORCH_CHECK(has_kernels(rows.tensor) && rows.tensor.scalar_type() == ScalarType::Byte && dim >= 0 &&
-                      rows.width == (dim + 7) / 8,
+                      rows.width == dim / 8 + (dim % 8 != 0),
                   message);
 }
 

@@ -76,7 +76,7 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
   STD_TORCH_CHECK(weights == nullptr || (eps >= 0 && std::isfinite(eps)),
                   "kv_cache_append: expected a finite eps >= 0");
   STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
-                      (sink < p.capacity || start + p.size.length <= p.capacity),
+                      (sink < p.capacity || start <= p.capacity - p.size.length),
                   "kv_cache_append: the block does not fit");
   std::vector<Tensor> held;  // dense copies live until the kernel is done
   held.reserve(3 * count);

@@ -39,7 +39,8 @@ void check(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& b
   STD_TORCH_CHECK(out_features >= 0 && packed.is_cpu() && packed.is_contiguous() && packed.dim() == 4 &&
                       (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
                   "packed_linear: packed weights");
-  const int64_t panels = (out_features + kPanelColumns - 1) / kPanelColumns, pairs = (x.size(x.dim() - 1) + 1) / 2;
+  const int64_t panels = out_features / kPanelColumns + (out_features % kPanelColumns != 0),
+                pairs = (x.size(x.dim() - 1) + 1) / 2;
   const int64_t inner = dtype == ScalarType::Float ? 2 : kPanelColumns;
   STD_TORCH_CHECK(packed.size(0) == panels && packed.size(1) == pairs && packed.size(2) == inner &&
                       packed.size(3) == 2 * kPanelColumns / inner,

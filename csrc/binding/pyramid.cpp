@@ -152,7 +152,7 @@ struct Decoding {
         "pyramid_decode: expected uint8 bits (B, T, N, bytes) on a device with kernels, and scales");
     const int64_t height = scales[scales.size() - 2], width = scales.back();
     const PyramidShape s = shape_of(scales, bits.size(0), bits.size(1), height, width, dim, dtype);
-    STD_TORCH_CHECK(bits.size(2) == s.tokens && bits.size(3) == (dim + 7) / 8,
+    STD_TORCH_CHECK(bits.size(2) == s.tokens && bits.size(3) == dim / 8 + (dim % 8 != 0),
                     "pyramid_decode: expected bits of shape (B, T, N, ceil(dim / 8))");
     const int64_t all = keep.value_or(s.count);
     const char* message = "pyramid_decode: expected int64 keep of shape (B, T) within [0, K]";

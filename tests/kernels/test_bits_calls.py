@@ -231,9 +231,13 @@ def test_scales_that_do_not_exist_are_refused(grad):
         for dtype in (torch.float32, torch.bool):
             with pytest.raises(TypeError, match=rf"expected scale_ids of an integer dtype, got {dtype}"):
                 entropy([0, 1, 1], 2, dtype)
-        for wrong in (0, -1, 2**31):
-            with pytest.raises(ValueError, match=rf"expected num_scales in \[1, 2\*\*31\), got {wrong}"):
+        for wrong in (0, -1, 2**16 + 1, 2**32, 2**63 - 1):
+            with pytest.raises(ValueError, match=rf"expected num_scales in \[1, 2\*\*16\], got {wrong}"):
                 K.bit_cross_entropy(LOGITS, PACKED, num_scales=wrong)
+            # The operator itself says so, too, before it asks for memory.
+            with pytest.raises(RuntimeError, match=r"expected num_scales in \[1, 2\*\*16\]"):
+                ops.bit_cross_entropy(LOGITS, PACKED, None, None, wrong)
+        K.bit_cross_entropy(LOGITS, PACKED, num_scales=2**16)
         with pytest.raises(TypeError, match=r"expected num_scales to be an int, got 1\.5"):
             K.bit_cross_entropy(LOGITS, PACKED, num_scales=1.5)
         assert entropy([0, 1, 1], 2, torch.uint8).per_scale.shape == (2,)
