@@ -13,8 +13,8 @@ from videoar.cli import app
 from videoar.data.video import read_video, write_video
 from videoar.next_scale.config import preset
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
-from videoar.next_scale.text import WordEncoder, WordEncoderConfig
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 
 TOKENIZER = TokenizerConfig(

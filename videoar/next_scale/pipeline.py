@@ -15,8 +15,8 @@ from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
 from videoar.next_scale.step_graphs import CudaGraphs
-from videoar.next_scale.text import Conditioner, Prompt, load_conditioner
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.text import Conditioner, Prompt, load_conditioner
 from videoar.tokenizer import VideoTokenizer
 from videoar_kernels import pyramid_encode
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from videoar.next_scale.config import TransformerConfig
-from videoar.next_scale.text import Prompt
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.text import Prompt
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 
 

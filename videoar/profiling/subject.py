@@ -11,12 +11,12 @@ from videoar.next_scale.config import Scales, TransformerConfig, preset
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.observer import Observer
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
-from videoar.next_scale.text import ClassEncoder, ClassEncoderConfig, Prompt
 from videoar.profiling.eager_clip import EagerClip
 from videoar.profiling.eager_model import EagerTransformer
 from videoar.profiling.limits import dtype_name, emulated
 from videoar.profiling.random_weights import RandomFeatures, random_tokenizer, random_transformer
 from videoar.profiling.shapes import Shape, fitted
+from videoar.text import ClassEncoder, ClassEncoderConfig, Prompt
 from videoar.tokenizer import TokenizerConfig
 
 UCF_CLASSES = 101

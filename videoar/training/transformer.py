@@ -21,8 +21,8 @@ from videoar.next_scale.correction import CorrectionConfig, flip_probabilities
 from videoar.next_scale.frame_mask import random_frame_keep
 from videoar.next_scale.inputs import TeacherInputs, teacher_inputs
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
-from videoar.next_scale.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer
 from videoar.tokenizer import VideoTokenizer
 from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from videoar.training.clips import ClipsConfig

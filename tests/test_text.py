@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoar.next_scale.text import (
+from videoar.text import (
     ClassEncoder,
     ClassEncoderConfig,
     PretrainedTextConfig,

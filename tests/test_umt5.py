@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from videoar.next_scale import PretrainedTextEncoder
-from videoar.next_scale.text import PretrainedTextConfig
+from videoar.text import PretrainedTextConfig, PretrainedTextEncoder
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 WORDS = ["<pad>", "</s>", "<unk>", "a", "blue", "star", "moving", "up"]
