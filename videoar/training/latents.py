@@ -1,7 +1,7 @@
 """Training clips as latents: encoded once into memory, then drawn from at every step.
 
-A frozen tokenizer gives a clip the same latents at every visit, so encoding it again is wasted; bit flips are drawn
-after the encoder and stay fresh.
+A frozen encoder gives a clip the same latents at every visit, so encoding it again is wasted; bit flips and noise are
+drawn after it and stay fresh.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, Attributes, caption_of, combinations
 from videoar.data.folder import VideoFolder
 from videoar.data.pixels import from_uint8
 from videoar.data.sprites import SpriteConfig, sample_batch
-from videoar.tokenizer import VideoTokenizer
 from videoar.training.clips import ClipsConfig
 from videoar_kernels.reference.philox import philox_uniform
 
 
 class LatentBatch(NamedTuple):
-    """Latents (B, T, H, W, d) float32 and one caption a clip, "" where it has none."""
+    """Latents (B, ...) float32, in the form of their encoder, and one caption a clip, "" where it has none."""
 
     latents: Tensor
     captions: list[str]
@@ -32,7 +32,7 @@ class LatentBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Encoded clips: `latents` (P, T, H, W, d) float16 and P captions."""
+    """Encoded clips: `latents` (P, ...) float16 and P captions."""
 
     latents: Tensor
     captions: list[str]
@@ -43,9 +43,40 @@ class LatentPool:
         return LatentBatch(self.latents[rows].float(), [self.captions[row] for row in rows])
 
 
+Encode = Callable[[Tensor], Tensor]  # videos (B, 3, T, H, W) in [-1, 1], on the CPU, to latents
+
+
+def latent_batches(
+    encode: Encode, data: ClipsConfig, batch: int, seed: int, *, pool: int = 0, streams: int = 1
+) -> Callable[[int], LatentBatch]:
+    """A function from a batch's number to its latents and captions.
+
+    Args:
+        encode: the frozen encoder.
+        data: where clips come from.
+        batch: clips a batch.
+        seed: of the clips.
+        pool: clips encoded once and drawn from; 0 encodes fresh ones for every batch.
+        streams: Philox offsets a batch, of which the pool uses the first.
+    """
+    if not pool:
+        draw = captioned_clips(data, batch, seed)
+
+        @torch.no_grad()
+        def fresh(number: int) -> LatentBatch:
+            video, captions = draw(number)
+            return LatentBatch(encode(video), captions)
+
+        return fresh
+    with Progress(transient=True) as progress:
+        task = progress.add_task("encoding clips", total=pool)
+        clips = encode_pool(encode, data, pool, seed, advance=lambda done: progress.update(task, completed=done))
+    return lambda number: clips.draw(batch, seed=seed, offset=number * streams)
+
+
 @torch.no_grad()
 def encode_pool(
-    tokenizer: VideoTokenizer,
+    encode: Encode,
     data: ClipsConfig,
     clips: int,
     seed: int,
@@ -56,7 +87,7 @@ def encode_pool(
     """Encode the first `clips` clips of the training data.
 
     Args:
-        tokenizer: frozen; decides the device.
+        encode: the frozen encoder.
         data: where clips come from.
         clips: how many, rounded up to whole batches.
         seed: of the clips.
@@ -64,11 +95,10 @@ def encode_pool(
         advance: told how many clips are done.
     """
     draw = captioned_clips(data, batch, seed)
-    device = next(tokenizer.parameters()).device
     latents, captions = [], []
     for step in range(-(-clips // batch)):
         video, text = draw(step)
-        latents.append(tokenizer.encode(video.to(device)).half().cpu())
+        latents.append(encode(video).half().cpu())
         captions += text
         advance(len(captions))
     return LatentPool(torch.cat(latents), captions)

@@ -6,16 +6,13 @@ not been. Source: paper S, Sec. 4.2 and App. A.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from videoar.model_folder import read_json, write_json
 from videoar.next_scale.config import TransformerConfig
 from videoar.next_scale.correction import CorrectionConfig, flip_probabilities
 from videoar.next_scale.frame_mask import random_frame_keep
@@ -24,21 +21,20 @@ from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer
 from videoar.tokenizer import VideoTokenizer
-from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
 from videoar.training.heldout import caption_losses, heldout_latents, measured_adherence
-from videoar.training.latents import LatentBatch, all_captions, captioned_clips, encode_pool
-from videoar.training.logging import RunLog
-from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedule
+from videoar.training.latents import LatentBatch, all_captions, latent_batches
+from videoar.training.loop import descend, run_steps
+from videoar.training.optimizer import OptimizerConfig, build_optimizer
 from videoar_kernels import bit_cross_entropy
 from videoar_kernels.reference.philox import philox_uniform
 
 # What AdamW keeps under Muon: embeddings, and the layers that read and write codes.
 _PLAIN = ("embedding", "place", "input", "context", "head")
 
-# Independent Philox streams of a step.
-_CLIPS, _CAPTIONS, _FLIP_P, _FLIPS, _FRAMES, _STREAMS = range(6)
+# Independent Philox streams of a step; the first one draws clips.
+_CAPTIONS, _FLIP_P, _FLIPS, _FRAMES, _STREAMS = range(1, 6)
 
 
 @dataclass(frozen=True)
@@ -126,26 +122,24 @@ def train(config: TransformerTraining) -> Path:
     optimizer = build_optimizer(objective, config.optimizer, plain=_PLAIN)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = WeightAverage(objective, config.average)
-    start = 0
-    if (checkpoint := latest_checkpoint(config.output)) is not None:
-        start = load_checkpoint(checkpoint, objective, optimizer, average)["step"]
     rank, world = accelerator.process_index, accelerator.num_processes
-    clips = _clips(config, tokenizer)
-    with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
-        for step in range(start, config.steps):
-            offset = (step * world + rank) * _STREAMS
-            metrics = _step(accelerator, wrapped, optimizer, clips(offset), config, step, offset)
-            average.update(objective)
-            log.step(step, metrics)
-            done = step + 1
-            if not accelerator.is_main_process:
-                continue
-            due = config.evaluate_every and (done % config.evaluate_every == 0 or done == config.steps)
-            if due and (report := evaluate(config, tokenizer, average)):
-                log.report(done, report, prefix="heldout")
-                _add_to_curve(config, done, report)
-            if config.checkpoint_every and done % config.checkpoint_every == 0:
-                save_checkpoint(config.output, done, objective, optimizer, average)
+    clips = latent_batches(
+        lambda video: tokenizer.encode(video.to(accelerator.device)),
+        config.data,
+        config.batch,
+        config.seed,
+        pool=config.pool,
+        streams=_STREAMS,
+    )
+
+    def step(number: int) -> dict[str, float]:
+        place = number * world + rank
+        return _step(accelerator, wrapped, optimizer, clips(place), config, number, place * _STREAMS)
+
+    def report() -> dict[str, float]:
+        return evaluate(config, tokenizer, average)
+
+    run_steps(accelerator, config, objective, optimizer, average, step=step, evaluate=report)
     accelerator.end_training()
     folder = Path(config.output) / "model"
     if accelerator.is_main_process:
@@ -161,30 +155,6 @@ def build_objective(config: TransformerTraining, tokenizer: VideoTokenizer) -> T
     transformer = NextScaleTransformer(shape)
     transformer.checkpoint_blocks = config.gradient_checkpointing
     return TransformerObjective(transformer, text, config.scale_weight)
-
-
-def _clips(config: TransformerTraining, tokenizer: VideoTokenizer) -> Callable[[int], LatentBatch]:
-    """A function from Philox offset to the latents and captions of a step."""
-    if not config.pool:
-        draw = captioned_clips(config.data, config.batch, config.seed)
-        device = next(tokenizer.parameters()).device
-
-        @torch.no_grad()
-        def fresh(offset: int) -> LatentBatch:
-            video, captions = draw(offset // _STREAMS)
-            return LatentBatch(tokenizer.encode(video.to(device)), captions)
-
-        return fresh
-    with Progress(transient=True) as progress:
-        task = progress.add_task("encoding clips", total=config.pool)
-        pool = encode_pool(
-            tokenizer,
-            config.data,
-            config.pool,
-            config.seed,
-            advance=lambda done: progress.update(task, completed=done),
-        )
-    return lambda offset: pool.draw(config.batch, seed=config.seed, offset=offset + _CLIPS)
 
 
 def _step(
@@ -211,13 +181,8 @@ def _step(
         else None
     )
     loss, terms = objective(teacher, captions, keep)
-    accelerator.backward(loss)
-    settings = config.optimizer
-    norm = accelerator.clip_grad_norm_(objective.parameters(), settings.clip) if settings.clip else torch.tensor(0.0)
-    optimizer.optimizer.set_learning_rate(schedule(step, config.steps, warmup=settings.warmup, final=settings.final))
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
+    norm = descend(accelerator, loss, objective, optimizer, config.optimizer, step=step, steps=config.steps)
+    return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm}
 
 
 def averaged(config: TransformerTraining, tokenizer: VideoTokenizer, average: WeightAverage) -> VideoPipeline:
@@ -236,11 +201,3 @@ def evaluate(config: TransformerTraining, tokenizer: VideoTokenizer, average: We
     losses = caption_losses(pipeline, heldout_latents(pipeline, config.data))
     report = {f"loss_{name}": value for name, value in losses._asdict().items()}
     return report | (measured_adherence(pipeline, config.prompts) if config.prompts else {})
-
-
-def _add_to_curve(config: TransformerTraining, step: int, report: dict[str, float]) -> None:
-    """Append an evaluation to `curve.json`, replacing what a killed run wrote beyond its last checkpoint."""
-    path = Path(config.output) / "curve.json"
-    points = read_json(path)["points"] if path.is_file() else []
-    points = [point for point in points if point["step"] < step] + [{"step": step, **report}]
-    write_json(path, {"points": points})
