@@ -238,3 +238,22 @@ def test_wrong_options_are_named():
         sample_batch(1, seed=0, split="test")
     with pytest.raises(ValueError, match=r"sprite \+ travel <= 62"):
         SpriteConfig(sprite=(40.0, 50.0))
+
+
+def test_wrapped_clips_go_on_without_end_and_are_measured_right():
+    config = SpriteConfig(frames=150, wrap=True)
+    clips = sample_batch(24, seed=5, split="all", config=config)
+    mass = clips.mask.sum((2, 3))
+    assert (mass - mass[:, :1]).abs().max() < 0.02 * mass.max()  # nothing is lost at an edge
+    for first in (0, 40, 133):
+        seen = measure_batch(clips.video[:, first : first + 17], wrap=True)
+        assert [m.attributes for m in seen] == clips.attributes
+        assert all(((m.centres >= 0) & (m.centres < 64)).all() for m in seen)
+    # The same windows, measured as if nothing wrapped: most sprites are cut somewhere.
+    plain = [m.attributes for m in measure_batch(clips.video[:, 40:57])]
+    assert sum(a == b for a, b in zip(plain, clips.attributes, strict=True)) < 16
+
+
+def test_a_longer_wrapped_clip_begins_with_the_shorter_one():
+    short, long = (sample_batch(4, 3, config=SpriteConfig(frames=n, wrap=True)) for n in (17, 30))
+    assert torch.equal(short.video, long.video[:, :17])

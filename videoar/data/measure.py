@@ -24,6 +24,7 @@ from videoar.data.shapes import coverage
 _SIDE = 64  # lengths below are for frames of 64 pixels; others are resized
 _WINDOW = 40  # side of the crop that holds a sprite
 _SLOW, _FAST = 12.0, 28.0  # SpriteConfig.travel
+_WRAPPED_TRAVEL = 16  # frames that it is counted over where sprites wrap around
 
 _CONTRAST = 0.2  # RGB distance from the background below which nothing stands out
 _COLOUR_DISTANCE = 0.5  # RGB distance to a palette colour; half the side of the cube is 0.45
@@ -58,11 +59,13 @@ def measure(video: Tensor | np.ndarray) -> Attributes:
     return measure_batch(torch.as_tensor(video)[None])[0].attributes
 
 
-def measure_batch(videos: Tensor | np.ndarray) -> list[Measurement]:
+def measure_batch(videos: Tensor | np.ndarray, *, wrap: bool = False) -> list[Measurement]:
     """Recognise the sprite of each clip and how steadily it is shown.
 
     Args:
         videos: (B, T, H, W, 3) uint8.
+        wrap: what leaves a frame enters it on the other side (`SpriteConfig.wrap`); speed is then judged over 16
+            frames. `centres` stay within the frame.
 
     Returns:
         One `Measurement` a clip.
@@ -75,10 +78,10 @@ def measure_batch(videos: Tensor | np.ndarray) -> list[Measurement]:
         raise TypeError(f"measure: expected uint8 video, got {videos.dtype}")
     if videos.ndim != 5 or videos.shape[-1] != 3 or 0 in videos.shape[1:]:
         raise ValueError(f"measure: expected video of shape (T, H, W, 3), got {tuple(videos.shape[1:])}")
-    return [_measure_clip(video) for video in videos.cpu()]
+    return [_measure_clip(video, wrap) for video in videos.cpu()]
 
 
-def _measure_clip(video: Tensor) -> Measurement:
+def _measure_clip(video: Tensor, wrap: bool) -> Measurement:
     rgb = video.permute(0, 3, 1, 2).float() / 255  # (T, 3, H, W)
     if rgb.shape[-2:] != (_SIDE, _SIDE):
         rgb = F.interpolate(rgb, (_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
@@ -86,6 +89,9 @@ def _measure_clip(video: Tensor) -> Measurement:
     colour, contrast = _stand_out(excess)  # (T, 3), relative to the background
     alpha = torch.einsum("tchw,tc->thw", excess, colour / (colour * colour).sum(1, keepdim=True).clamp(min=1e-4))
     alpha = alpha.clamp_(0, 1)
+    moved = _to_middle(alpha) if wrap else torch.zeros(len(alpha), 2, dtype=torch.int64)
+    if wrap:
+        alpha, rgb = _rolled(alpha, moved), _rolled(rgb, moved)
     centre = _centre_of_mass(alpha)  # (T, 2)
     overlaps = _match(alpha, centre)  # (T, shapes)
 
@@ -95,11 +101,11 @@ def _measure_clip(video: Tensor) -> Measurement:
     nothing = torch.tensor(-1)
     colours = torch.where(present, distance.argmin(1), nothing)
     shapes = torch.where(present, overlaps.argmax(1), nothing)
-    centres = torch.where(present[:, None], centre, torch.nan)
+    centres = torch.where(present[:, None], (centre - moved) % _SIDE if wrap else centre, torch.nan)
     attributes = Attributes(None, None, None, None)
     if present.float().mean() >= _PRESENT:
         attributes = Attributes(
-            COLOURS[distance[present].mean(0).argmin()], _shape(overlaps[present].mean(0)), *_motion(centres)
+            COLOURS[distance[present].mean(0).argmin()], _shape(overlaps[present].mean(0)), *_motion(centres, wrap)
         )
     return Measurement(
         attributes=attributes,
@@ -169,6 +175,24 @@ def _centre_of_mass(alpha: Tensor) -> Tensor:
     return centre
 
 
+def _to_middle(alpha: Tensor) -> Tensor:
+    """How far, (T, 2) whole pixels along x and y, to roll each frame for its sprite to stand in the middle."""
+    mass = (alpha - 0.3).clamp(min=0)
+    angle = (torch.arange(_SIDE) + 0.5) * (2 * math.pi / _SIDE)
+    ways = []
+    for axis in (1, 2):  # what is left is x, then y
+        along = mass.sum(axis)
+        mean = torch.atan2(along @ angle.sin(), along @ angle.cos())
+        ways.append((_SIDE / 2 - mean * (_SIDE / (2 * math.pi))).round().long())
+    return torch.stack(ways, 1)
+
+
+def _rolled(frames: Tensor, ways: Tensor) -> Tensor:
+    """Frames (T, ..., H, W), each rolled by its own way (T, 2)."""
+    rolled = [torch.roll(frame, (x, y), (-1, -2)) for frame, (x, y) in zip(frames, ways.tolist(), strict=True)]
+    return torch.stack(rolled)
+
+
 def _core_colour(rgb: Tensor, alpha: Tensor, centre: Tensor) -> Tensor:
     position = torch.arange(_SIDE) + 0.5
     near = ((position - centre[:, :1]).abs() < 14)[:, None, :] & ((position - centre[:, 1:]).abs() < 14)[:, :, None]
@@ -208,7 +232,7 @@ def _templates() -> tuple[Tensor, Tensor]:
     return templates, templates.square().sum(1)
 
 
-def _motion(centres: Tensor) -> tuple[str | None, str | None]:
+def _motion(centres: Tensor, wrap: bool) -> tuple[str | None, str | None]:
     """Fit a straight line at constant speed to the centres, robustly; None if the sprite stands or strays."""
     frames = len(centres)
     time = torch.arange(frames).float()
@@ -216,6 +240,10 @@ def _motion(centres: Tensor) -> tuple[str | None, str | None]:
     if seen.sum() < 3:
         return None, None
     time, path = time[seen], centres[seen]
+    if wrap:
+        # The shorter way round between frames.
+        ways = (path.diff(dim=0) + _SIDE / 2) % _SIDE - _SIDE / 2
+        path = torch.cat([path[:1], path[:1] + ways.cumsum(0)])
     weight = torch.ones_like(time)
     for _ in range(4):
         share = weight / weight.sum()
@@ -224,7 +252,7 @@ def _motion(centres: Tensor) -> tuple[str | None, str | None]:
         velocity = ((share * late)[:, None] * (path - mean_path)).sum(0) / (share * late * late).sum()
         stray = (path - mean_path - late[:, None] * velocity).norm(dim=1)
         weight = 1 / (1 + stray.square()).square()
-    travel = velocity * (frames - 1)
+    travel = velocity * (_WRAPPED_TRAVEL if wrap else frames - 1)
     if travel.norm() < _SLOW / 2 or stray.square().mean().sqrt() > _STRAY:
         return None, None
     turn = math.atan2(travel[1].item(), travel[0].item()) * len(DIRECTIONS) / (2 * math.pi)

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _DRAWS = 8  # uniform numbers per clip, two Philox counters of four words
+_WRAPPED_TRAVEL = 16  # frames that `travel` is counted over where motion has no end
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class SpriteConfig:
         travel: way from the first frame to the last, slowly and quickly.
         level: darkest and brightest mean of a background, 0 to 1.
         slope: largest change of a background's brightness from its middle to an edge.
+        wrap: what leaves the frame enters it on the other side, so that motion never ends; `travel` is then counted
+            over 16 frames whatever the clip's length.
     """
 
     frames: int = 17
@@ -72,6 +75,7 @@ class SpriteConfig:
     travel: tuple[float, float] = (12.0, 28.0)
     level: tuple[float, float] = (0.38, 0.56)
     slope: float = 0.05
+    wrap: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.size < 16:
@@ -158,6 +162,8 @@ def draw_parameters(
     )
     margin = size[:, None] / 2 + unit  # one pixel of background on every side
     low, high = margin - way.clamp(max=0), config.size - margin - way.clamp(min=0)
+    if config.wrap:
+        low, high = torch.zeros_like(low), torch.full_like(high, config.size)
     return SpriteParameters(
         colour=colour,
         shape=shape,
@@ -165,7 +171,7 @@ def draw_parameters(
         speed=speed,
         size=size.float(),
         start=(low + torch.stack([x, y], 1) * (high - low)).float(),
-        step=(way / max(config.frames - 1, 1)).float(),
+        step=(way / (_WRAPPED_TRAVEL if config.wrap else max(config.frames - 1, 1))).float(),
         level=(config.level[0] + level * (config.level[1] - config.level[0])).float(),
         slope=((torch.stack([right, down], 1) * 2 - 1) * config.slope).float(),
     )
@@ -189,7 +195,8 @@ def render_batch(parameters: SpriteParameters, config: SpriteConfig | None = Non
 
     # Only the patch around the sprite is computed per frame; the rest of a frame is its clip's background.
     patch = min(side, math.ceil(config.sprite[1] * side / 64) + 2)
-    corner = (centre - patch / 2).round().long().clamp_(0, side - patch)  # (B, T, 2)
+    corner = (centre - patch / 2).round().long()  # (B, T, 2)
+    corner = corner if config.wrap else corner.clamp_(0, side - patch)
     cells = corner[..., None] + torch.arange(patch)  # (B, T, 2, P)
     offset = cells + 0.5 - centre[..., None]
     cover = torch.empty(batch, frames, patch, patch)
@@ -198,7 +205,8 @@ def render_batch(parameters: SpriteParameters, config: SpriteConfig | None = Non
         x, y = offset[which, :, 0, None, :], offset[which, :, 1, :, None]
         cover[which] = coverage(shape, x, y, parameters.size[which, None, None, None])
 
-    pixel = cells[:, :, 1, :, None] * side + cells[:, :, 0, None, :]  # (B, T, P, P)
+    inside = cells % side
+    pixel = inside[:, :, 1, :, None] * side + inside[:, :, 0, None, :]  # (B, T, P, P)
     behind = background.flatten(1)[:, None].expand(-1, frames, -1).gather(2, pixel.flatten(2)).view_as(cover)[..., None]
     colour = PALETTE[parameters.colour, None, None, None]  # (B, 1, 1, 1, 3)
     drawn = behind + cover[..., None] * (colour - behind)

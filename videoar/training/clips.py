@@ -23,6 +23,7 @@ class ClipsConfig:
         frames: per clip.
         size: height and width in pixels.
         rate: frames per second that a folder's videos are resampled to; None keeps each file's own.
+        wrap: of sprites, see `SpriteConfig`.
     """
 
     kind: str = "sprites"
@@ -30,12 +31,18 @@ class ClipsConfig:
     frames: int = 17
     size: int = 64
     rate: float | None = None
+    wrap: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("sprites", "folder"):
             raise ValueError(f"ClipsConfig: expected kind 'sprites' or 'folder', got {self.kind!r}")
         if (self.kind == "folder") != (self.path is not None):
             raise ValueError("ClipsConfig: expected a path for kind 'folder', and only for it")
+
+    @property
+    def sprites(self) -> SpriteConfig:
+        """The built-in data of this size."""
+        return SpriteConfig(frames=self.frames, size=self.size, wrap=self.wrap)
 
 
 def clip_batches(
@@ -45,7 +52,7 @@ def clip_batches(
     if config.kind == "folder":
         source = VideoFolder(config.path, frames=config.frames, size=config.size, fps=config.rate).sample_batch
     else:
-        source = partial(sample_batch, config=SpriteConfig(frames=config.frames, size=config.size))
+        source = partial(sample_batch, config=config.sprites)
 
     def draw(step: int) -> Tensor:
         return from_uint8(source(batch, seed, (step * world + rank) * batch).video)

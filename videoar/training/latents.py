@@ -18,7 +18,7 @@ from torch import Tensor
 from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, Attributes, caption_of, combinations
 from videoar.data.folder import VideoFolder
 from videoar.data.pixels import from_uint8
-from videoar.data.sprites import SpriteConfig, sample_batch
+from videoar.data.sprites import sample_batch
 from videoar.training.clips import ClipsConfig
 from videoar_kernels.reference.philox import philox_uniform
 
@@ -111,7 +111,7 @@ def captioned_clips(
     if data.kind == "folder":
         source = _folder(data).sample_batch
     else:
-        source = partial(sample_batch, split=split, config=SpriteConfig(frames=data.frames, size=data.size))
+        source = partial(sample_batch, split=split, config=data.sprites)
 
     def draw(step: int) -> tuple[Tensor, list[str]]:
         clips = source(batch, seed, step * batch)
