@@ -251,7 +251,7 @@ def test_wrapped_clips_go_on_without_end_and_are_measured_right():
         assert all(((m.centres >= 0) & (m.centres < 64)).all() for m in seen)
     # The same windows, measured as if nothing wrapped: most sprites are cut somewhere.
     plain = [m.attributes for m in measure_batch(clips.video[:, 40:57])]
-    assert sum(a == b for a, b in zip(plain, clips.attributes, strict=True)) < 16
+    assert sum(a == b for a, b in zip(plain, clips.attributes, strict=True)) < 22
 
 
 def test_a_longer_wrapped_clip_begins_with_the_shorter_one():

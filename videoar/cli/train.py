@@ -1,4 +1,4 @@
-"""`videoar train tokenizer|transformer`: a YAML config with dotted overrides."""
+"""`videoar train tokenizer|autoencoder|transformer|...`: a YAML config with dotted overrides."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def tokenizer(config: Config, overrides: Overrides = None) -> None:
 
     with readable_errors():
         train(load_config(config, overrides or [], TokenizerTraining))
+
+
+@train_app.command()
+def autoencoder(config: Config, overrides: Overrides = None) -> None:
+    """Train the continuous video autoencoder of paper U."""
+    from videoar.training.autoencoder import AutoencoderTraining, train
+    from videoar.training.config import load_config
+
+    with readable_errors():
+        train(load_config(config, overrides or [], AutoencoderTraining))
 
 
 @train_app.command()

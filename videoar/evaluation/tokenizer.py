@@ -1,4 +1,4 @@
-"""What a tokenizer keeps: the gates that a transformer's training waits for.
+"""What a tokenizer or autoencoder keeps: the gates that a transformer's training waits for.
 
 PSNR over all pixels and over the sprite's alone, the attributes that `measure` finds in reconstructions (from all
 scales and without the last), and the entropy of the bits of each scale at a given frame index: a bit that tells the
@@ -7,13 +7,16 @@ first frame from the others and nothing else has marginal entropy and carries no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from videoar.data.pixels import from_uint8, to_uint8
 from videoar.data.sprites import SpriteConfig, measure_batch, sample_batch
 from videoar.evaluation.bit_entropy import BitEntropy, bit_entropy
+from videoar.tokenizer.autoencoder import VideoAutoencoder
 from videoar.tokenizer.model import VideoTokenizer
 
 ATTRIBUTES = ("colour", "shape", "direction", "speed")
@@ -32,6 +35,15 @@ class TokenizerReport(NamedTuple):
     entropy: BitEntropy
 
 
+class AutoencoderReport(NamedTuple):
+    """Figures over a set of clips; shares are 0 to 1, PSNR in dB."""
+
+    clips: int
+    psnr: float
+    foreground_psnr: float
+    attributes: dict[str, float]
+
+
 @torch.no_grad()
 def evaluate_tokenizer(
     tokenizer: VideoTokenizer, *, clips: int = 256, batch: int = 32, seed: int = 1_000_003, split: str = "heldout"
@@ -47,31 +59,69 @@ def evaluate_tokenizer(
     """
     scales = tokenizer.config.scales
     side = scales[-1][0] * tokenizer.config.space_stride  # the resolution it was trained at
-    right = [dict.fromkeys(ATTRIBUTES, 0) for _ in scales]
-    squared, foreground, area, pixels = 0.0, 0.0, 0.0, 0
     labels = []
-    for first in range(0, clips, batch):
-        size = min(batch, clips - first)
-        truth = sample_batch(size, seed, first, split=split, config=SpriteConfig(size=side))
-        bits = tokenizer.tokenize(from_uint8(truth.video))
+
+    def decoded(video: Tensor) -> list[Tensor]:
+        bits = tokenizer.tokenize(video)
         labels.append(bits)
-        for kept in range(1, len(scales) + 1):
-            video = to_uint8(tokenizer.detokenize(bits, keep=kept))
-            for seen, wanted in zip(measure_batch(video), truth.attributes, strict=True):
+        return [tokenizer.detokenize(bits, keep=kept) for kept in range(1, len(scales) + 1)]
+
+    psnr, foreground, attributes = _compare(decoded, SpriteConfig(size=side), clips, batch, seed, split)
+    return TokenizerReport(
+        clips, psnr, foreground, attributes, bit_entropy(torch.cat(labels), scales, tokenizer.config.bits)
+    )
+
+
+@torch.no_grad()
+def evaluate_autoencoder(
+    autoencoder: VideoAutoencoder,
+    *,
+    clips: int = 256,
+    batch: int = 32,
+    seed: int = 1_000_003,
+    split: str = "heldout",
+    sprites: SpriteConfig | None = None,
+    noise: float = 0.0,
+) -> AutoencoderReport:
+    """Measure an autoencoder on sprites.
+
+    Args:
+        autoencoder: on the CPU.
+        clips, batch, seed, split: as in `evaluate_tokenizer`.
+        sprites: size and variety of the clips.
+        noise: standard deviation of what is added to the latents before they are decoded.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def decoded(video: Tensor) -> list[Tensor]:
+        latents = autoencoder.encode(video)
+        return [autoencoder.decode(latents + noise * torch.randn(latents.shape, generator=generator))]
+
+    found = _compare(decoded, sprites or SpriteConfig(), clips, batch, seed, split)
+    return AutoencoderReport(clips, found[0], found[1], found[2][0])
+
+
+def _compare(
+    decoded: Callable[[Tensor], list[Tensor]], sprites: SpriteConfig, clips: int, batch: int, seed: int, split: str
+) -> tuple[float, float, list[dict[str, float]]]:
+    """PSNR of the last reconstruction, that of its sprite alone, and the share of right attributes of each."""
+    right: list[dict[str, int]] = []
+    squared, foreground, area, pixels = 0.0, 0.0, 0.0, 0
+    for first in range(0, clips, batch):
+        truth = sample_batch(min(batch, clips - first), seed, first, split=split, config=sprites)
+        videos = [to_uint8(video) for video in decoded(from_uint8(truth.video))]
+        right = right or [dict.fromkeys(ATTRIBUTES, 0) for _ in videos]
+        for count, video in zip(right, videos, strict=True):
+            for seen, wanted in zip(measure_batch(video, wrap=sprites.wrap), truth.attributes, strict=True):
                 for name in ATTRIBUTES:
-                    right[kept - 1][name] += getattr(seen.attributes, name) == getattr(wanted, name)
-        error = (video.double() - truth.video.double()).square().mean(-1) / 255**2  # (B, T, H, W), from all scales
+                    count[name] += getattr(seen.attributes, name) == getattr(wanted, name)
+        error = (videos[-1].double() - truth.video.double()).square().mean(-1) / 255**2  # (B, T, H, W)
         squared += error.sum().item()
         pixels += error.numel()
         foreground += (error * truth.mask).sum().item()
         area += truth.mask.sum().item()
-    return TokenizerReport(
-        clips=clips,
-        psnr=_decibel(squared / pixels),
-        foreground_psnr=_decibel(foreground / area),
-        attributes=[{name: value / clips for name, value in found.items()} for found in right],
-        entropy=bit_entropy(torch.cat(labels), scales, tokenizer.config.bits),
-    )
+    shares = [{name: value / clips for name, value in count.items()} for count in right]
+    return _decibel(squared / pixels), _decibel(foreground / area), shares
 
 
 def _decibel(mean_square: float) -> float:

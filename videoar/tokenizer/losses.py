@@ -12,25 +12,34 @@ from videoar.tokenizer.quantizer import Quantized, Scales
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Weights of the terms of Eq. 4 and what shapes them.
+class PixelLossConfig:
+    """What shapes the pixel loss.
 
     Args:
-        reconstruction: weight of the pixel loss.
         squared: share of the squared error in it; the rest is the absolute error.
         contrast: extra weight of a pixel that departs from its smooth surroundings.
         edge: the same, from its nearest surroundings.
         motion: extra weight of a pixel that changes between frames.
+    """
+
+    squared: float = 0.5
+    contrast: float = 8.0
+    edge: float = 0.0
+    motion: float = 4.0
+
+
+@dataclass(frozen=True)
+class LossConfig(PixelLossConfig):
+    """Weights of the terms of Eq. 4 and what shapes them.
+
+    Args:
+        reconstruction: weight of the pixel loss.
         commitment: weight of the distance from the latent to its quantized sum.
         entropy: weight of the bit entropy terms.
         sharpness: slope of the soft bit, sigmoid(sharpness * sqrt(d) * residual).
     """
 
     reconstruction: float = 1.0
-    squared: float = 0.5
-    contrast: float = 8.0
-    edge: float = 0.0
-    motion: float = 4.0
     commitment: float = 0.05
     entropy: float = 0.02
     sharpness: float = 4.0
@@ -67,10 +76,11 @@ def _departure(video: Tensor, cell: int) -> Tensor:
     return (flat - smooth).abs().amax(1).unflatten(0, (video.shape[0], -1))
 
 
-def reconstruction_loss(output: Tensor, video: Tensor, weight: Tensor, *, squared: float) -> Tensor:
-    """Weighted mean of squared and absolute error."""
+def reconstruction_loss(output: Tensor, video: Tensor, config: PixelLossConfig) -> Tensor:
+    """Mean of squared and absolute error, weighted by `pixel_weight`."""
+    weight = pixel_weight(video, contrast=config.contrast, edge=config.edge, motion=config.motion)
     error = output - video
-    return (weight * (squared * error.square() + (1 - squared) * error.abs())).mean()
+    return (weight * (config.squared * error.square() + (1 - config.squared) * error.abs())).mean()
 
 
 def commitment_loss(z: Tensor, quantized: Tensor) -> Tensor:
@@ -111,9 +121,8 @@ def tokenizer_loss(
     output: Tensor, video: Tensor, z: Tensor, quantized: Quantized, scales: Scales, config: LossConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective and its unweighted terms by name."""
-    weight = pixel_weight(video, contrast=config.contrast, edge=config.edge, motion=config.motion)
     terms = {
-        "reconstruction": reconstruction_loss(output, video, weight, squared=config.squared),
+        "reconstruction": reconstruction_loss(output, video, config),
         "commitment": commitment_loss(z, quantized.full),
         "entropy": entropy_loss(quantized.residual, scales, sharpness=config.sharpness),
     }

@@ -65,12 +65,7 @@ class VideoTokenizer(nn.Module):
             video: (B, 3, T, H, W) in [-1, 1], T >= 1; H and W multiples of `config.space_stride`.
             state: what the chunk before returned; None at the start.
         """
-        stride = self.config.space_stride
-        shape = tuple(video.shape)
-        if video.ndim != 5 or shape[1] != self.config.image_channels or shape[2] < 1:
-            raise ValueError(f"encode: expected video of shape (B, 3, T, H, W) with T >= 1, got {shape}")
-        if shape[3] % stride or shape[4] % stride:
-            raise ValueError(f"encode: expected height and width to be multiples of {stride}, got {shape[3:]}")
+        self.config.check_video(video)
         tails = Tails(None if state is None else state.tails)
         x = self.encoder(video, tails).permute(0, 2, 3, 4, 1)
         x = self.gain * F.normalize(x, dim=-1)  # (B, T', H', W', d)

@@ -1,11 +1,11 @@
-"""Encoder and decoder of the tokenizer (paper S, Sec. 4.1): causal 3D CNNs with per-frame norms."""
+"""Encoder and decoder of tokenizer and autoencoder (paper S, Sec. 4.1): causal 3D CNNs with per-frame norms."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoar.tokenizer.config import TokenizerConfig
+from videoar.tokenizer.config import NetworkConfig
 from videoar.tokenizer.layers import (
     CausalConv3d,
     Downsample,
@@ -24,7 +24,7 @@ from videoar.tokenizer.layers import (
 class Encoder(nn.Module):
     """Pixels to latents: (B, 3, T, H, W) -> (B, d, T', H', W')."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.patch, self.padding = config.patch, config.time_padding
         folded = config.image_channels * config.patch[0] * config.patch[1] ** 2
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
                 layers.append(down(width, following, config.strides[level], self.padding))
             self.levels.append(nn.ModuleList(layers))
         self.norm_out = FrameNorm(config.channels[-1])
-        self.conv_out = CausalConv3d(config.channels[-1], config.bits, (1, 3))
+        self.conv_out = CausalConv3d(config.channels[-1], config.latent_width, (1, 3))
 
     def forward(self, video: Tensor, tails: Tails) -> Tensor:
         x = patchify(video, self.patch, tails, self.padding)
@@ -52,11 +52,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to pixels: (B, d, T', H', W') -> (B, 3, T, H, W)."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.patch, padding = config.patch, config.time_padding
         folded = config.image_channels * config.patch[0] * config.patch[1] ** 2
-        self.conv_in = CausalConv3d(config.bits, config.channels[-1], (1, 3))
+        self.conv_in = CausalConv3d(config.latent_width, config.channels[-1], (1, 3))
         self.levels = nn.ModuleList()
         for level in reversed(range(len(config.channels))):
             width = config.channels[level]
