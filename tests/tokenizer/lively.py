@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from videoar.tokenizer import TokenizerConfig, VideoTokenizer
+from videoar.tokenizer import AutoencoderConfig, TokenizerConfig, VideoAutoencoder, VideoTokenizer
 
 FOLDED = TokenizerConfig(
     bits=12,
@@ -46,10 +46,12 @@ SHUFFLED = TokenizerConfig(
 CONFIGS = {"folded": FOLDED, "plain": PLAIN, "thirds": THIRDS, "shuffled": SHUFFLED}
 
 
-def lively(config: TokenizerConfig, dtype: torch.dtype = torch.float32) -> VideoTokenizer:
-    """A tokenizer with random weights of lasting influence, in evaluation mode."""
+def lively(
+    config: TokenizerConfig | AutoencoderConfig, dtype: torch.dtype = torch.float32
+) -> VideoTokenizer | VideoAutoencoder:
+    """A tokenizer or autoencoder with random weights of lasting influence, in evaluation mode."""
     torch.manual_seed(0)
-    model = VideoTokenizer(config)
+    model = (VideoTokenizer if isinstance(config, TokenizerConfig) else VideoAutoencoder)(config)
     for parameter in model.parameters():
         if parameter.ndim == 5:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

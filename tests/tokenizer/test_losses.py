@@ -6,6 +6,7 @@ import torch
 
 from videoar.tokenizer.losses import (
     LossConfig,
+    PixelLossConfig,
     commitment_loss,
     entropy_loss,
     pixel_weight,
@@ -38,9 +39,8 @@ def test_without_contrast_and_motion_all_pixels_count_alike():
 
 def test_a_perfect_reconstruction_costs_nothing():
     video = sprite_video()
-    weight = pixel_weight(video, contrast=8, edge=0, motion=4)
-    assert reconstruction_loss(video, video, weight, squared=0.5) == 0
-    assert reconstruction_loss(video + 0.1, video, weight, squared=0.5) > 0
+    assert reconstruction_loss(video, video, PixelLossConfig()) == 0
+    assert reconstruction_loss(video + 0.1, video, PixelLossConfig()) > 0
 
 
 def test_commitment_is_the_squared_distance_to_the_bits():

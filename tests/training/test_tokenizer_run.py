@@ -9,10 +9,12 @@ import torch
 
 from videoar.data.video import write_video
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
+from videoar.training import stages
 from videoar.training import tokenizer as training
 from videoar.training.checkpoint import latest_checkpoint
 from videoar.training.clips import ClipsConfig
-from videoar.training.tokenizer import Stage, TokenizerTraining, corruption, train
+from videoar.training.stages import Stage
+from videoar.training.tokenizer import TokenizerTraining, corruption, train
 
 
 class Killed(Exception):
@@ -45,18 +47,18 @@ def run(tmp_path):
 def losses(monkeypatch):
     """Every step's loss, in order."""
     seen = []
-    step = training.RunLog.step
+    step = stages.RunLog.step
 
     def record(self, number, metrics):
         seen.append((number, metrics["loss"]))
         step(self, number, metrics)
 
-    monkeypatch.setattr(training.RunLog, "step", record)
+    monkeypatch.setattr(stages.RunLog, "step", record)
     return seen
 
 
 def kill_at(monkeypatch, step):
-    batches = training.clip_batches
+    batches = stages.clip_batches
 
     def dying(*arguments, **options):
         draw = batches(*arguments, **options)
@@ -68,7 +70,7 @@ def kill_at(monkeypatch, step):
 
         return one
 
-    monkeypatch.setattr(training, "clip_batches", dying)
+    monkeypatch.setattr(stages, "clip_batches", dying)
 
 
 def test_a_killed_and_resumed_run_is_the_uninterrupted_run(run, losses, monkeypatch, tmp_path):

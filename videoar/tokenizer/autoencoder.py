@@ -82,7 +82,9 @@ class VideoAutoencoder(nn.Module):
     def calibrate(self, videos: Iterable[Tensor]) -> None:
         """Set the latents' mean and standard deviation by channel to what these videos have, first frames aside."""
         mean, std = self._statistics()
-        found = torch.cat([(self.encode(video) * std + mean)[:, :, 1:].transpose(0, 1).flatten(1) for video in videos], 1)
+        found = torch.cat(
+            [(self.encode(video) * std + mean)[:, :, 1:].transpose(0, 1).flatten(1) for video in videos], 1
+        )
         self.latent_mean.copy_(found.mean(1))
         self.latent_std.copy_(found.std(1))
 

@@ -2,7 +2,7 @@
 
     mu = encoder(video),  loss = pixel loss of decoder(mu + noise * e) + power * mean(mu^2),  e ~ N(0, 1)
 
-The posterior of a VAE with one fixed variance: noise makes the decoder forgive what a generator gets wrong, the price on
+The posterior of a VAE of one fixed variance: noise makes the decoder forgive what a generator gets wrong, the price on
 power keeps the latents as small as the noise allows. At the end latents are scaled to unit variance. Source: Kingma and
 Welling 2014; paper U uses Wan's, which is far too large for sprites.
 """

@@ -150,9 +150,7 @@ def _step(
     return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
 
 
-def _freeze(
-    model: nn.Module, average: WeightAverage, config: StagedTraining, step: int, fixed: Sequence[str]
-) -> None:
+def _freeze(model: nn.Module, average: WeightAverage, config: StagedTraining, step: int, fixed: Sequence[str]) -> None:
     """Freeze or free the encoder for this step's stage; what is frozen are its averaged weights, the ones that stay."""
     stage = config.stage_at(step)
     frozen = config.stages[stage].decoder_only

@@ -15,9 +15,7 @@ from videoar.tokenizer.config import TokenizerConfig
 from videoar.tokenizer.losses import LossConfig, tokenizer_loss
 from videoar.tokenizer.model import VideoTokenizer
 from videoar.tokenizer.quantizer import quantize
-from videoar.training.stages import Stage, StagedTraining, run_stages
-
-__all__ = ["Corruption", "Stage", "TokenizerObjective", "TokenizerTraining", "corruption", "train"]
+from videoar.training.stages import StagedTraining, run_stages
 
 
 @dataclass(frozen=True)
