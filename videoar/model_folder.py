@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,21 +25,27 @@ def save_model_folder(
         state: the weights.
         dtype: store floating-point weights in this type; None keeps theirs.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else None).contiguous().clone()
         for name, tensor in state.items()
     }
+    with replaced_folder(folder) as fresh:
+        write_json(fresh / "config.json", config)
+        save_file(tensors, fresh / "model.safetensors")
+
+
+@contextmanager
+def replaced_folder(folder: str | Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder` that takes its place if the block succeeds, and vanishes if not."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
-        write_json(fresh / "config.json", config)
-        save_file(tensors, fresh / "model.safetensors")
+        yield fresh
         if folder.exists():
             os.replace(folder, Path(scratch) / "old")
         os.replace(fresh, folder)
-        shutil.rmtree(Path(scratch) / "old", ignore_errors=True)
 
 
 def load_model_folder(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:

@@ -6,7 +6,7 @@ With the wrong prompt the same videos must score at chance: the check can fail.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,13 @@ from torch import Tensor
 from videoar.data.pixels import from_uint8, to_uint8
 from videoar.data.sprites import SpriteConfig, heldout_captions, measure_batch, parse_caption, sample_batch
 from videoar.next_scale.pipeline import VideoPipeline
+
+
+class VideoGenerator(Protocol):
+    """A pipeline of either paper."""
+
+    def generate(self, prompts: Sequence[str], *, seed: int | Sequence[int], **options) -> Tensor: ...
+
 
 ATTRIBUTES = ("colour", "shape", "direction", "speed")
 
@@ -41,16 +48,16 @@ def heldout_prompts(count: int, seed: int = 0) -> list[str]:
 
 
 def text_to_video_adherence(
-    pipeline: VideoPipeline, *, prompts: int = 256, batch: int = 32, seed: int = 0, **options
+    pipeline: VideoGenerator, *, prompts: int = 256, batch: int = 32, seed: int = 0, wrap: bool = False, **options
 ) -> Adherence:
-    """Generate held-out prompts and measure them; `options` as `VideoPipeline.stream`."""
+    """Generate held-out prompts and measure them; `wrap` as in `score`, `options` as the pipeline's `generate`."""
     captions = heldout_prompts(prompts, seed)
     videos = []
     for first in range(0, prompts, batch):
         some = captions[first : first + batch]
         seeds = [seed * 1_000_003 + index for index in range(first, first + len(some))]
         videos.append(to_uint8(pipeline.generate(some, seed=seeds, **options)))
-    return score(torch.cat(videos), captions)
+    return score(torch.cat(videos), captions, wrap=wrap)
 
 
 def image_to_video_adherence(
@@ -70,9 +77,9 @@ def image_to_video_adherence(
     return score(torch.cat(videos), captions)
 
 
-def score(videos: Tensor, captions: Sequence[str]) -> Adherence:
-    """Measure videos (B, T, H, W, 3) uint8 against the captions that asked for them."""
-    seen = measure_batch(videos)
+def score(videos: Tensor, captions: Sequence[str], *, wrap: bool = False) -> Adherence:
+    """Measure videos (B, T, H, W, 3) uint8 against the captions that asked for them; `wrap`: as on a torus."""
+    seen = measure_batch(videos, wrap=wrap)
     wanted = [parse_caption(caption) for caption in captions]
     # Half the list away: another held-out caption, unrelated by the random order.
     other = wanted[len(wanted) // 2 :] + wanted[: len(wanted) // 2]

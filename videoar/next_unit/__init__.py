@@ -3,6 +3,7 @@
 from videoar.next_unit.config import BackboneConfig, preset
 from videoar.next_unit.latents import from_sequence, patch_grid, to_sequence
 from videoar.next_unit.layout import Unit, UnitLayout
+from videoar.next_unit.pipeline import UnitDefaults, UnitPipeline
 from videoar.next_unit.sampling import SamplingOptions, clips_of, sample_units
 from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
 from videoar.next_unit.unit_cache import UnitCache
@@ -17,7 +18,9 @@ __all__ = [
     "TextKeys",
     "Unit",
     "UnitCache",
+    "UnitDefaults",
     "UnitLayout",
+    "UnitPipeline",
     "UnitScheme",
     "clips_of",
     "cube",

@@ -67,8 +67,13 @@ def from_sequence(tokens: Tensor, layout: UnitLayout, patch: Grid) -> Tensor:
         raise ValueError(f"from_sequence: expected {layout.length} tokens, got {tokens.shape[1]}")
     frames, height, width = layout.grid
     finest = layout.inverse[-frames * height * width :].to(tokens.device)
-    x = tokens[:, finest].unflatten(1, layout.grid).unflatten(-1, (*patch, -1))  # (B, T, H, W, pt, ph, pw, C)
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)  # (B, C, T', H', W')
+    return from_cells(tokens[:, finest].unflatten(1, layout.grid), patch)
+
+
+def from_cells(cells: Tensor, patch: Grid) -> Tensor:
+    """Latents (B, C, T', H', W') of the grid's patches (B, T, H, W, p_t * p_h * p_w * C)."""
+    x = cells.unflatten(-1, (*patch, -1))  # (B, T, H, W, pt, ph, pw, C)
+    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _patches(x: Tensor, patch: Grid) -> Tensor:

@@ -6,6 +6,7 @@ is an argument and a result, so that many streams share one model. Source: Wan 2
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
 TIME_STRIDE = 4
+
+
+class WanLatents(NamedTuple):
+    """Shape of the latents: pixel frames and pixels a cell, and channels."""
+
+    time_stride: int
+    space_stride: int
+    latent_width: int
 
 
 class WanDecoderState(NamedTuple):
@@ -49,6 +58,7 @@ class WanVideoAutoencoder:
         if vae.config.get("patch_size") is not None:
             raise ValueError(f"WanVideoAutoencoder: expected no patch_size, got {vae.config.patch_size}")
         self.vae = vae.eval().requires_grad_(False)
+        self.config = WanLatents(TIME_STRIDE, 2 ** (len(vae.config.dim_mult) - 1), vae.config.z_dim)
         convolution = type(vae.post_quant_conv)
         self._slots = sum(isinstance(module, convolution) for module in vae.decoder.modules())
 
@@ -68,6 +78,14 @@ class WanVideoAutoencoder:
         if not (place / "config.json").is_file():
             raise FileNotFoundError(f"WanVideoAutoencoder: {place} has no config.json")
         return cls(AutoencoderKLWan.from_pretrained(place, local_files_only=True, torch_dtype=dtype))
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Writes diffusers' folder, the weights in `dtype` if given."""
+        (copy.deepcopy(self.vae).to(dtype) if dtype else self.vae).save_pretrained(folder)
+
+    def to(self, device: torch.device | str) -> WanVideoAutoencoder:
+        self.vae.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -106,7 +124,7 @@ class WanVideoAutoencoder:
             )
         mean, std = self._statistics(latents)
         features = [None] * self._slots if state is None else list(state.features)
-        x = self.vae.post_quant_conv(latents * std + mean)
+        x = self.vae.post_quant_conv((latents * std + mean).to(self.vae.dtype))
         frames = []
         for i in range(x.shape[2]):
             first = state is None and i == 0

@@ -1,0 +1,270 @@
+"""Text in, video out, unit after unit. A folder holds autoencoder, transformer, text and how to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from videoar.model_folder import read_json, replaced_folder, write_json
+from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
+from videoar.next_unit.frames import latent_frames
+from videoar.next_unit.layout import Grid, UnitLayout
+from videoar.next_unit.sampling import SamplingOptions, sample_units
+from videoar.next_unit.transformer import NextUnitTransformer
+from videoar.next_unit.units import parse_units
+from videoar.next_unit.wan import load_wan
+from videoar.next_unit.wan_vae import WanVideoAutoencoder
+from videoar.text import Conditioner, PretrainedTextConfig, PretrainedTextEncoder, Prompt, load_conditioner
+
+
+@dataclass(frozen=True)
+class UnitDefaults:
+    """What a model is sampled with when the caller says nothing: `sampling.json`.
+
+    Args:
+        units: the scheme, as `parse_units` reads it.
+        grid: (T, H, W) of a clip in tokens.
+        steps, shift, method, guidance: as in `SamplingOptions`.
+        window: units before its own that a unit sees; None: all of its clip, and in a stream as many as the last unit
+            of a clip sees.
+        sink: first units of a stream that every unit sees besides.
+        fps: frame rate of the clips it was trained on.
+        wrap: whether these were sprites on a torus, which are measured as such.
+    """
+
+    units: str = "cube(2, 2, 2)"
+    grid: Grid = (5, 4, 4)
+    steps: int = 4
+    shift: float = 5.0
+    method: Literal["renoise", "euler"] = "renoise"
+    guidance: float = 1.0
+    window: int | None = None
+    sink: int = 0
+    fps: float = 8.0
+    wrap: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", str(parse_units(str(self.units))))
+        object.__setattr__(self, "grid", tuple(int(size) for size in self.grid))
+        if not self.options or not self.layout:
+            raise ValueError(f"UnitDefaults: expected units on a grid, got {self.units} on {self.grid}")
+
+    @property
+    def options(self) -> SamplingOptions:
+        return SamplingOptions(self.steps, self.shift, self.method, self.guidance)
+
+    @property
+    def layout(self) -> UnitLayout:
+        """The units of one clip."""
+        return parse_units(self.units).on(self.grid)
+
+
+# The public model denoises a whole clip at once: 81 frames of 480 x 832 at 16 a second.
+WAN_DEFAULTS = UnitDefaults("cube(1, 1, 1)", (21, 30, 52), steps=50, method="euler", guidance=5.0, fps=16.0)
+
+
+class UnitPipeline:
+    """An autoencoder, a transformer and a conditioner that belong together.
+
+    Args:
+        autoencoder, transformer, conditioner: the parts, on one device.
+        defaults: how to sample where the caller says nothing.
+
+    Raises:
+        ValueError: parts that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        transformer: NextUnitTransformer,
+        conditioner: Conditioner,
+        defaults: UnitDefaults | None = None,
+    ) -> None:
+        channels, width = transformer.config.channels, transformer.config.text_width
+        if autoencoder.config.latent_width != channels:
+            raise ValueError(
+                f"UnitPipeline: expected an autoencoder of {channels} channels, got {autoencoder.config.latent_width}"
+            )
+        if conditioner.width != width:
+            raise ValueError(f"UnitPipeline: expected text features of width {width}, got {conditioner.width}")
+        self.autoencoder, self.transformer, self.conditioner = autoencoder, transformer, conditioner
+        self.defaults = defaults or UnitDefaults()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> UnitPipeline:
+        """Read a folder that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: a part is missing.
+        """
+        folder = Path(folder)
+        if not (folder / "sampling.json").is_file():
+            raise FileNotFoundError(f"UnitPipeline: expected sampling.json in {folder}")
+        return cls(
+            load_autoencoder(folder / "autoencoder"),
+            NextUnitTransformer.from_pretrained(folder / "transformer"),
+            load_conditioner(folder / "text"),
+            UnitDefaults(**read_json(folder / "sampling.json")),
+        )
+
+    @classmethod
+    def from_wan(
+        cls, folder: str | Path, defaults: UnitDefaults = WAN_DEFAULTS, *, dtype: torch.dtype = torch.float32
+    ) -> UnitPipeline:
+        """Read Wan 2.1 from a local folder in diffusers' layout: `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`.
+
+        Args:
+            folder: nothing is downloaded.
+            defaults: by default the full-attention sampling that the public weights were trained for, though without
+                a negative prompt.
+            dtype: of the transformer and the autoencoder.
+
+        Raises:
+            FileNotFoundError: a part is missing. ImportError: diffusers or transformers is not installed.
+        """
+        transformer = load_wan(folder, dtype=dtype).model
+        text = PretrainedTextConfig(str(folder), length=transformer.config.text_len)
+        autoencoder = WanVideoAutoencoder.from_pretrained(folder, dtype=dtype)
+        return cls(autoencoder, transformer, PretrainedTextEncoder(text), defaults)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write `autoencoder/`, `transformer/`, `text/` and `sampling.json`, whole or not at all.
+
+        Args:
+            folder: to create or replace.
+            dtype: of the weights; None keeps theirs.
+
+        Raises:
+            ValueError: after `pack`.
+        """
+        with replaced_folder(folder) as fresh:
+            self.autoencoder.save_pretrained(fresh / "autoencoder", dtype=dtype)
+            self.transformer.save_pretrained(fresh / "transformer", dtype=dtype)
+            self.conditioner.save_pretrained(fresh / "text", dtype=dtype)
+            write_json(fresh / "sampling.json", asdict(self.defaults))
+
+    def to(self, device: torch.device | str) -> UnitPipeline:
+        for part in (self.autoencoder, self.transformer, self.conditioner):
+            part.to(device)
+        return self
+
+    def pack(self, dtype: torch.dtype = torch.bfloat16) -> UnitPipeline:
+        """Puts the transformer into its form for inference, in place: `NextUnitTransformer.pack`."""
+        self.transformer.pack(dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.patch_embedding.weight.device
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames of one clip."""
+        latent = self.defaults.grid[0] * self.transformer.config.patch[0]
+        return 1 + (latent - 1) * self.autoencoder.config.time_stride
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        sizes = zip(self.defaults.grid[1:], self.transformer.config.patch[1:], strict=True)
+        height, width = (cells * patch * self.autoencoder.config.space_stride for cells, patch in sizes)
+        return height, width
+
+    def with_options(self, **changes) -> UnitPipeline:
+        """The same parts with other defaults; what is None stays."""
+        said = {name: value for name, value in changes.items() if value is not None}
+        return UnitPipeline(self.autoencoder, self.transformer, self.conditioner, replace(self.defaults, **said))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        frames: int | None = None,
+        seed: int | Sequence[int] = 0,
+        **changes,
+    ) -> Tensor:
+        """Pixels (B, 3, frames, H, W) in [-1, 1].
+
+        Args:
+            prompts: B captions or classes; None and "" are no condition.
+            frames: in pixels; one clip if None.
+            seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch.
+            changes: other values for fields of `UnitDefaults`, such as steps, guidance or units.
+
+        Raises:
+            ValueError: no frame, another number of seeds, or values that make no sense.
+        """
+        frames = self.with_options(**changes).frames if frames is None else frames
+        return torch.cat(list(self.stream(prompts, frames=frames, seed=seed, **changes)), dim=2)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        frames: int | None = None,
+        seed: int | Sequence[int] = 0,
+        **changes,
+    ) -> Iterator[Tensor]:
+        """Yield pixels (B, 3, n, H, W) in [-1, 1] as soon as their latent frames are complete.
+
+        Args:
+            prompts, seed, changes: as `generate`.
+            frames: pixel frames in all; without end if None.
+        """
+        left, state = frames, None
+        for latents in self.latents(prompts, frames=frames, seed=seed, **changes):
+            video, state = self.autoencoder.decode_chunk(latents, state)
+            video = video.clamp(-1, 1)
+            if left is not None:
+                video = video[:, :, :left]
+                left -= video.shape[2]
+            yield video
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        frames: int | None = None,
+        seed: int | Sequence[int] = 0,
+        **changes,
+    ) -> Iterator[Tensor]:
+        """Yield latents (B, C, n, H', W') in the order of time as they are complete; arguments as `stream`."""
+        chosen = self.with_options(**changes).defaults
+        if frames is not None and frames < 1:
+            raise ValueError(f"UnitPipeline: expected at least one frame, got {frames}")
+        count, layout, options = len(prompts), chosen.layout, chosen.options
+        config, stride = self.transformer.config, self.autoencoder.config.time_stride
+        needed = None if frames is None else 1 + -(-(frames - 1) // stride)  # latent frames
+        clips = None if needed is None else -(-needed // (layout.grid[0] * config.patch[0]))
+        window = chosen.window
+        if window is None and clips != 1:
+            window = len(layout.units) - 1
+        text = self.conditioner(prompts)
+        uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
+        units = sample_units(
+            self.transformer,
+            text,
+            layout,
+            seeds=[seed] * count if isinstance(seed, int) else list(seed),
+            options=options,
+            uncond=uncond,
+            clips=clips,
+            window=window,
+            sink=chosen.sink,
+        )
+        for part in latent_frames(units, layout, config.patch):
+            if needed is None:
+                yield part
+            elif needed > 0:
+                yield part[:, :, :needed]
+                needed -= part.shape[2]
+                if needed <= 0:
+                    return
