@@ -45,3 +45,13 @@ def transformer(config: Config, overrides: Overrides = None) -> None:
 
     with readable_errors():
         train(load_config(config, overrides or [], TransformerTraining))
+
+
+@train_app.command("unit-teacher")
+def unit_teacher(config: Config, overrides: Overrides = None) -> None:
+    """Train paper U's full-attention teacher on a trained autoencoder."""
+    from videoar.training.config import load_config
+    from videoar.training.unit_teacher import TeacherTraining, train
+
+    with readable_errors():
+        train(load_config(config, overrides or [], TeacherTraining))

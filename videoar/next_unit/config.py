@@ -69,7 +69,15 @@ PRESETS: dict[str, BackboneConfig] = {
     "1.3B": BackboneConfig(),
     # The built-in sprites on two cores.
     "sprites": BackboneConfig(
-        width=192, depth=6, heads=4, ffn_width=512, channels=8, patch=(1, 1, 1), freq_dim=64, text_width=64, text_len=8
+        width=192,
+        depth=5,
+        heads=3,
+        ffn_width=384,
+        channels=16,
+        patch=(1, 1, 1),
+        freq_dim=64,
+        text_width=128,
+        text_len=8,
     ),
     # Tests and smoke runs.
     "tiny": BackboneConfig(

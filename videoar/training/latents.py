@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, Attribute
 from videoar.data.folder import VideoFolder
 from videoar.data.pixels import from_uint8
 from videoar.data.sprites import sample_batch
+from videoar.model_folder import load_model_folder, save_model_folder
 from videoar.training.clips import ClipsConfig
 from videoar_kernels.reference.philox import philox_uniform
 
@@ -37,6 +39,16 @@ class LatentPool:
     latents: Tensor
     captions: list[str]
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` (captions) and `model.safetensors` (latents)."""
+        save_model_folder(folder, {"captions": self.captions}, {"latents": self.latents})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LatentPool:
+        """Read what `save_pretrained` wrote."""
+        config, state = load_model_folder(folder)
+        return cls(state["latents"].half(), config["captions"])
+
     def draw(self, batch: int, *, seed: int, offset: int) -> LatentBatch:
         """`batch` clips with replacement, by Philox."""
         rows = (philox_uniform(batch, seed, offset) * len(self.captions)).long().tolist()
@@ -47,7 +59,14 @@ Encode = Callable[[Tensor], Tensor]  # videos (B, 3, T, H, W) in [-1, 1], on the
 
 
 def latent_batches(
-    encode: Encode, data: ClipsConfig, batch: int, seed: int, *, pool: int = 0, streams: int = 1
+    encode: Encode,
+    data: ClipsConfig,
+    batch: int,
+    seed: int,
+    *,
+    pool: int = 0,
+    streams: int = 1,
+    keep: Path | None = None,
 ) -> Callable[[int], LatentBatch]:
     """A function from a batch's number to its latents and captions.
 
@@ -58,6 +77,7 @@ def latent_batches(
         seed: of the clips.
         pool: clips encoded once and drawn from; 0 encodes fresh ones for every batch.
         streams: Philox offsets a batch, of which the pool uses the first.
+        keep: folder that the encoded pool is written to, and read from where it exists.
     """
     if not pool:
         draw = captioned_clips(data, batch, seed)
@@ -68,9 +88,13 @@ def latent_batches(
             return LatentBatch(encode(video), captions)
 
         return fresh
-    with Progress(transient=True) as progress:
-        task = progress.add_task("encoding clips", total=pool)
-        clips = encode_pool(encode, data, pool, seed, advance=lambda done: progress.update(task, completed=done))
+    clips = LatentPool.from_pretrained(keep) if keep is not None and keep.is_dir() else None
+    if clips is None:
+        with Progress(transient=True) as progress:
+            task = progress.add_task("encoding clips", total=pool)
+            clips = encode_pool(encode, data, pool, seed, advance=lambda done: progress.update(task, completed=done))
+        if keep is not None:
+            clips.save_pretrained(keep)
     return lambda number: clips.draw(batch, seed=seed, offset=number * streams)
 
 

@@ -23,7 +23,7 @@ from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokeni
 from videoar.tokenizer import VideoTokenizer
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
-from videoar.training.heldout import caption_losses, heldout_latents, measured_adherence
+from videoar.training.heldout import caption_losses, encoder_of, heldout_latents, measured_adherence
 from videoar.training.latents import LatentBatch, all_captions, latent_batches
 from videoar.training.loop import descend, run_steps
 from videoar.training.optimizer import OptimizerConfig, build_optimizer
@@ -198,6 +198,6 @@ def evaluate(config: TransformerTraining, tokenizer: VideoTokenizer, average: We
     if config.data.kind != "sprites":
         return {}
     pipeline = averaged(config, tokenizer, average)
-    losses = caption_losses(pipeline, heldout_latents(pipeline, config.data))
+    losses = caption_losses(pipeline, heldout_latents(encoder_of(pipeline), config.data))
     report = {f"loss_{name}": value for name, value in losses._asdict().items()}
     return report | (measured_adherence(pipeline, config.prompts) if config.prompts else {})
