@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from videoar.decode_ahead import decode_ahead
 from videoar.model_folder import read_json, write_json
-from videoar.next_scale.decode_ahead import decode_ahead
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
-from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.observer import UNOBSERVED, Observer
+from videoar.step_graphs import CudaGraphs
 from videoar.text import Conditioner, Prompt, load_conditioner
 from videoar.tokenizer import VideoTokenizer
 from videoar_kernels import pyramid_encode
@@ -139,7 +139,8 @@ class VideoPipeline:
             temperature=temperature,
             observer=observer,
         )
-        yield from decode_ahead(decoded, self.tokenizer, observer)
+        totals = (frame.total[:, None] for frame in decoded)
+        yield from decode_ahead(totals, self.tokenizer.decode_chunk, observer)
 
     @torch.no_grad()
     def latents(
