@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from named_gpu import NamedGpu
 from recorded_steps import RecordedSteps
 from sharp_backbone import BATCH, CONFIG, GRID, SCHEMES, config_for, prompt, sharp_backbone
 
+from videoar import step_graphs
 from videoar.next_unit import SamplingOptions, UnitDecoder, cube, frame, sample_units
 from videoar.next_unit import attention as next_unit_attention
 from videoar.next_unit.unit_cache import MOST_PLACES, ring_slots
-from videoar.step_graphs import CudaGraphs
+from videoar.step_graphs import CudaGraphs, KeptDecoders
 from videoar_kernels import KVCache, range_attention
 
 SAMPLES = [(2, [5, 6]), (4, [7, 2**64 - 1]), (2, [7, 8])]  # (prompt, seeds)
@@ -197,3 +199,22 @@ def test_batches_are_decoded_as_one_with_guidance():
     uncond = torch.zeros_like(prompt(CONFIG))
     tokens_of(sample_units(model, prompt(CONFIG), layout, seeds=[1, 2], options=OPTIONS["guided"], uncond=uncond))
     assert set(seen) == {2 * BATCH} and len(seen) == 3 * len(layout.units)
+
+
+def test_decoders_are_kept_on_a_gpu_unless_they_are_busy(monkeypatch):
+    monkeypatch.setattr(step_graphs, "CudaGraphs", lambda device: f"graphs on {device}")
+    kept, gpu = KeptDecoders(), torch.device("cuda")
+
+    def make(run):
+        return SimpleNamespace(busy=False, run=run)
+
+    first = kept.get("a", gpu, make)
+    assert kept.get("a", gpu, make) is first and first.run == "graphs on cuda"
+    first.busy = True
+    assert kept.get("a", gpu, make) is not first and len(kept) == 1
+    latest = [kept.get(number, gpu, make) for number in range(5)]
+    assert len(kept) == step_graphs.KEPT_DECODERS
+    assert kept.get(4, gpu, make) is latest[4] and kept.get(0, gpu, make) is not latest[0]
+    kept.clear()
+    assert kept.get(4, gpu, make) is not latest[4]
+    assert kept.get("a", torch.device("cpu"), make).run is step_graphs.run_eagerly and len(kept) == 1
