@@ -66,4 +66,4 @@ def noise_levels(layout: UnitLayout, seed: int = 3) -> Tensor:
 
 def distance(one: Tensor, other: Tensor) -> float:
     """Largest difference, in units of the mean size."""
-    return float((one - other).abs().max() / other.abs().mean())
+    return float((one - other).detach().abs().max() / other.detach().abs().mean())

@@ -6,7 +6,7 @@ Queries and keys are RMS-normalised over all heads of a token together. Source: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -59,6 +59,13 @@ class Attention(nn.Module):
         return qk_norm_rope(q, k, *weights, positions, eps=self.eps, theta=self.theta, full_width=True)
 
 
+class UnitReader(Protocol):
+    """What the queries of a pass read."""
+
+    def layer(self, index: int) -> Attend:
+        """The attention of a layer."""
+
+
 class WholeSequence(NamedTuple):
     """One pass over a sequence under a mask; None: all to all."""
 
@@ -74,10 +81,7 @@ class WholeSequence(NamedTuple):
 
 
 class CachedUnit(NamedTuple):
-    """One unit that sees itself and what the cache holds; its keys and values become the cache's pending block.
-
-    A relative cache that was told of the unit by `KVCache.place` reads no positions.
-    """
+    """One unit that sees itself and what the cache holds; its keys and values become the cache's pending block."""
 
     positions: Tensor
     cache: KVCache

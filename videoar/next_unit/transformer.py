@@ -16,7 +16,7 @@ from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
 from videoar.model_folder import load_model_folder, save_model_folder
-from videoar.next_unit.attention import CachedUnit, WholeSequence
+from videoar.next_unit.attention import CachedUnit, UnitReader, WholeSequence
 from videoar.next_unit.blocks import Block, Head
 from videoar.next_unit.config import BackboneConfig
 from videoar.next_unit.layout import UnitLayout
@@ -114,18 +114,14 @@ class NextUnitTransformer(nn.Module):
         Raises:
             ValueError: a longer text or another width.
         """
-        self.check_text(text)
-        text = pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - text.shape[1]))
-        hidden = self.text_embedding(text)
-        pairs = [block.cross_attn.text_keys(hidden) for block in self.blocks]
-        return TextKeys(*zip(*pairs, strict=True))
-
-    def check_text(self, text: Tensor) -> None:
-        """Raises ValueError for features that `encode_text` cannot read."""
         config = self.config
         if text.ndim != 3 or text.shape[1] > config.text_len or text.shape[2] != config.text_width:
             expected = f"(B, at most {config.text_len}, {config.text_width})"
             raise ValueError(f"encode_text: expected text of shape {expected}, got {tuple(text.shape)}")
+        text = pad(text.to(self.dtype), (0, 0, 0, config.text_len - text.shape[1]))
+        hidden = self.text_embedding(text)
+        pairs = [block.cross_attn.text_keys(hidden) for block in self.blocks]
+        return TextKeys(*zip(*pairs, strict=True))
 
     def forward(
         self,
@@ -185,7 +181,6 @@ class NextUnitTransformer(nn.Module):
         cache: UnitCache,
         *,
         start: int = 0,
-        positions: Tensor | None = None,
     ) -> Tensor:
         """The flow of one unit, which sees itself and the units in the cache; the cache then holds it uncommitted.
 
@@ -195,7 +190,6 @@ class NextUnitTransformer(nn.Module):
             text, layout, start: as in `forward`.
             unit: which one.
             cache: the units before it.
-            positions: int64 (n, 3) of its tokens; None: those of layout and start.
 
         Returns:
             (B, n, patch_width).
@@ -204,12 +198,38 @@ class NextUnitTransformer(nn.Module):
             ValueError: a shape that does not fit.
         """
         self._check("step", tokens, timesteps[:, None], layout.lengths[unit], (1,))
-        if positions is None:
-            positions = layout.positions(start, device=tokens.device)[layout.within(unit)]
-        x = self._embed(tokens, layout, unit)
-        return self._run(x, timesteps[:, None], text, (tokens.shape[1],), CachedUnit(positions, cache.kv))
+        positions = layout.positions(start, device=tokens.device)[layout.within(unit)]
+        return self.run_units(tokens, timesteps[:, None], text, layout, (unit,), CachedUnit(positions, cache.kv))
 
-    def _embed(self, tokens: Tensor, layout: UnitLayout, unit: int | None = None) -> Tensor:
+    def run_units(
+        self,
+        tokens: Tensor,
+        timesteps: Tensor,
+        text: Tensor | TextKeys,
+        layout: UnitLayout,
+        units: Sequence[int],
+        reader: UnitReader,
+    ) -> Tensor:
+        """The flow of some units, whose queries read what `reader` gives them.
+
+        Args:
+            tokens: their patches, unit after unit (B, n, patch_width).
+            timesteps: (B, 1), or (B, len(units)) for a noise level for each; 0 to 1000.
+            text, layout: as in `forward`.
+            units: which ones.
+            reader: what attention reads in every layer, and where it puts keys and values.
+
+        Returns:
+            (B, n, patch_width).
+
+        Raises:
+            ValueError: a shape that does not fit.
+        """
+        lengths = [layout.lengths[unit] for unit in units]
+        self._check("run_units", tokens, timesteps, sum(lengths), (1, len(units)))
+        return self._run(self._embed(tokens, layout, units), timesteps, text, lengths, reader)
+
+    def _embed(self, tokens: Tensor, layout: UnitLayout, units: Sequence[int] | None = None) -> Tensor:
         weight = self.patch_embedding.weight.movedim(1, -1).flatten(1)  # (C, pt * ph * pw * channels)
         x = linear(tokens.to(self.dtype), weight, self.patch_embedding.bias)  # (B, L, C)
         levels = self.config.levels or 1
@@ -219,10 +239,9 @@ class NextUnitTransformer(nn.Module):
             )
         if self.level_embedding is None:
             return x
-        if unit is not None:
-            return x + self.level_embedding[layout.units[unit].level]
-        units = enumerate(layout.units)
-        return torch.cat([x[:, layout.within(i)] + self.level_embedding[one.level] for i, one in units], dim=1)
+        units = range(len(layout.units)) if units is None else units
+        parts = zip(x.split([layout.lengths[unit] for unit in units], dim=1), units, strict=True)
+        return torch.cat([part + self.level_embedding[layout.units[unit].level] for part, unit in parts], dim=1)
 
     def _run(
         self,
@@ -230,7 +249,7 @@ class NextUnitTransformer(nn.Module):
         timesteps: Tensor,
         text: Tensor | TextKeys,
         lengths: Sequence[int],
-        reader: WholeSequence | CachedUnit,
+        reader: UnitReader,
     ) -> Tensor:
         text = text if isinstance(text, TextKeys) else self.encode_text(text)
         # One level of noise for all units is one row of modulation.
