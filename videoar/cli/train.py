@@ -55,3 +55,13 @@ def unit_teacher(config: Config, overrides: Overrides = None) -> None:
 
     with readable_errors():
         train(load_config(config, overrides or [], TeacherTraining))
+
+
+@train_app.command("unit-causal")
+def unit_causal(config: Config, overrides: Overrides = None) -> None:
+    """Train paper U's unit-causal model, from a teacher on (stage 1)."""
+    from videoar.training.config import load_config
+    from videoar.training.unit_causal import CausalTraining, train
+
+    with readable_errors():
+        train(load_config(config, overrides or [], CausalTraining))

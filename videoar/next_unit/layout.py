@@ -135,6 +135,27 @@ class UnitLayout:
         oldest = 0 if window is None else max(unit - window, 0)
         return tuple(i for i in range(unit) if i < sink or i >= oldest)
 
+    def repeated(self, clips: int) -> UnitLayout:
+        """The same units clip after clip, as a stream has them: one layout over a grid that is `clips` times as long.
+
+        Raises:
+            ValueError: clips < 1, or a level whose frames do not divide the grid's, which would stand elsewhere.
+        """
+        if clips < 1:
+            raise ValueError(f"UnitLayout.repeated: expected at least one clip, got {clips}")
+        if clips == 1:
+            return self
+        if any(self.grid[0] % level[0] for level in self.levels):
+            raise ValueError(f"UnitLayout.repeated: expected levels that divide the grid's frames, got {self.levels}")
+        grid, *levels = ((clips * frames, *size) for frames, *size in (self.grid, *self.levels))
+        units = (
+            unit._replace(t=range(unit.t.start + shift, unit.t.stop + shift, unit.t.step))
+            for clip in range(clips)
+            for unit in self.units
+            for shift in (clip * self.levels[unit.level][0],)
+        )
+        return UnitLayout(grid, tuple(levels), tuple(units))
+
     def _cells(self, unit: Unit) -> Tensor:
         """Row-major cells of a unit within its level."""
         _, height, width = self.levels[unit.level]

@@ -91,7 +91,9 @@ class FlowObjective(nn.Module):
         conditioner: the text encoder; trained along where its weights want gradients.
         units: the scheme.
         causal: teacher forcing: every unit sees clean units before it; else all see all, at their noise.
-        window, sink: as in `NextUnitTransformer.forward`; for causal.
+        window, sink: as in `NextUnitTransformer.forward`; for causal. Without a window a unit sees all before it, or
+            with several clips as many as the last unit of a clip sees, as `UnitPipeline.stream`.
+        clips: clips of the scheme's units that follow each other in one sample, as in a stream.
         level_weight: exponent e of a token's weight (cells of the finest level / cells of its own)^e.
     """
 
@@ -104,15 +106,23 @@ class FlowObjective(nn.Module):
         causal: bool = False,
         window: int | None = None,
         sink: int = 0,
+        clips: int = 1,
         level_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.transformer, self.conditioner, self.units = transformer, conditioner, units
-        self.causal, self.window, self.sink, self.level_weight = causal, window, sink, level_weight
+        self.causal, self.window, self.sink = causal, window, sink
+        self.clips, self.level_weight = clips, level_weight
 
     def layout(self, latents: Tensor) -> UnitLayout:
         """The units over latents (B, C, T', H', W')."""
-        return self.units.on(patch_grid(latents, self.transformer.config.patch))
+        frames, height, width = patch_grid(latents, self.transformer.config.patch)
+        if frames % self.clips:
+            raise ValueError(f"FlowObjective: expected {self.clips} clips of equally many frames, got {frames} frames")
+        return self.units.on((frames // self.clips, height, width)).repeated(self.clips)
+
+    def _window(self, layout: UnitLayout) -> int | None:
+        return len(layout.units) // self.clips - 1 if self.window is None and self.clips > 1 else self.window
 
     def draw(self, latents: Tensor, config: NoiseConfig, generator: torch.Generator) -> Noise:
         """Noise for latents."""
@@ -128,7 +138,11 @@ class FlowObjective(nn.Module):
         by_token = levels if levels.shape[1] == 1 else levels[:, layout.unit_ids.to(levels.device)]
         noisy = add_noise(clean, noise, by_token[..., None].to(clean.dtype))
         text = self.conditioner(captions)
-        options = {"history": clean, "window": self.window, "sink": self.sink} if self.causal else {"direction": "full"}
+        options = (
+            {"history": clean, "window": self._window(layout), "sink": self.sink}
+            if self.causal
+            else {"direction": "full"}
+        )
         flow = self.transformer(noisy, 1000 * levels, text, layout, **options)
         error = (flow.float() - (noise - clean)).square().mean(-1)  # (B, L)
         weight = token_weights(layout, self.level_weight).to(error)

@@ -41,12 +41,13 @@ class UnitTraining:
 
     Args:
         output: folder of the run: checkpoints, TensorBoard logs, `curve.json` and, at the end, the model (`model/`).
-        autoencoder: folder of the frozen autoencoder.
+        autoencoder: folder of the frozen autoencoder; None: that of `start`.
         start: folder of a model to start from, whose text encoder stays as it is; None: from random weights.
         units: the scheme, as `parse_units` reads it.
         preset: shape of the transformer, where it does not start from one; channels are the autoencoder's.
         model: a shape in place of the preset.
-        window, sink: units that a unit sees, see `NextUnitTransformer.forward`; read where units are causal.
+        window, sink: units that a unit sees, see `FlowObjective`; read where units are causal.
+        clips: clips that follow each other in a sample, as in a stream; `data.frames` covers them all.
         noise, optimizer, data: the parts; a clip's first latent frame is dropped, as it stands for one frame, not four.
         sampling: of evaluations and of the model that is saved; units, grid and wrap follow from the run.
         steps: of the whole run.
@@ -65,13 +66,14 @@ class UnitTraining:
     """
 
     output: str = "runs/unit"
-    autoencoder: str = "runs/autoencoder/autoencoder"
+    autoencoder: str | None = None
     start: str | None = None
     units: str = "cube(1, 1, 1)"
     preset: str = "sprites"
     model: BackboneConfig | None = None
     window: int | None = None
     sink: int = 0
+    clips: int = 1
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
     data: ClipsConfig = field(default_factory=lambda: ClipsConfig(frames=21, wrap=True))
@@ -94,6 +96,12 @@ class UnitTraining:
 
     def __post_init__(self) -> None:
         parse_units(self.units)
+        if self.autoencoder is None and self.start is None:
+            raise ValueError("autoencoder: expected the folder of one, or a start that has one, got neither")
+
+    @property
+    def autoencoder_folder(self) -> Path:
+        return Path(self.start) / "autoencoder" if self.autoencoder is None else Path(self.autoencoder)
 
 
 def stationary_latents(autoencoder: Autoencoder, device: torch.device) -> Encode:
@@ -101,11 +109,11 @@ def stationary_latents(autoencoder: Autoencoder, device: torch.device) -> Encode
     return lambda video: autoencoder.encode(video.to(device))[:, :, 1:]
 
 
-def pool_folder(config: UnitTraining, autoencoder: str | Path) -> Path | None:
+def pool_folder(config: UnitTraining) -> Path | None:
     """Where a pool is kept: its name follows from all that decides it. A user's clips may change, so theirs are not."""
     if config.data.kind != "sprites" or not config.pool:
         return None
-    weights = (Path(autoencoder) / "model.safetensors").read_bytes()
+    weights = b"".join(path.read_bytes() for path in sorted(config.autoencoder_folder.glob("*.safetensors")))
     name = sha256(weights + repr((config.data, config.seed, config.pool)).encode()).hexdigest()[:16]
     return Path(config.cache) / f"pool-{name}"
 
@@ -126,14 +134,14 @@ def train_units(config: UnitTraining, *, causal: bool) -> Path:
     accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.output)
     accelerator.init_trackers("logs")
     torch.manual_seed(config.seed)
-    autoencoder = load_frozen(config.autoencoder, accelerator.device)
+    autoencoder = load_frozen(config.autoencoder_folder, accelerator.device)
     encode = stationary_latents(autoencoder, accelerator.device)
     objective = build_objective(config, autoencoder, causal=causal)
     optimizer = build_optimizer(objective, config.optimizer, plain=PLAIN)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = WeightAverage(objective, config.average)
     rank, world = accelerator.process_index, accelerator.num_processes
-    keep = pool_folder(config, config.autoencoder) if config.cache else None
+    keep = pool_folder(config) if config.cache else None
     clips = latent_batches(encode, config.data, config.batch, config.seed, pool=config.pool, keep=keep)
     heldout = heldout_latents(encode, config.data) if config.evaluate_every and config.data.kind == "sprites" else []
 
@@ -179,6 +187,7 @@ def build_objective(config: UnitTraining, autoencoder: Autoencoder, *, causal: b
         causal=causal,
         window=config.window,
         sink=config.sink,
+        clips=config.clips,
         level_weight=config.level_weight,
     )
 
@@ -194,10 +203,11 @@ def backbone(config: UnitTraining, autoencoder: Autoencoder) -> BackboneConfig:
 
 
 def clip_layout(config: UnitTraining, autoencoder: Autoencoder, patch: Grid) -> UnitLayout:
-    """The units over a training clip."""
+    """The units over one of a sample's clips."""
     shape, data = autoencoder.config, config.data
     side = data.size // shape.space_stride
-    grid = patch_grid(torch.empty(1, 1, (data.frames - 1) // shape.time_stride, side, side, device="meta"), patch)
+    frames = (data.frames - 1) // (shape.time_stride * config.clips)
+    grid = patch_grid(torch.empty(1, 1, frames, side, side, device="meta"), patch)
     return parse_units(config.units).on(grid)
 
 
