@@ -52,6 +52,13 @@ class CacheShape:
         if not 0 <= layer < self.layers:
             raise ValueError(f"{name}: expected a layer in 0..{self.layers - 1}, got {layer}")
 
+    def check_fit(self, name: str, length: int, held: int, placed: int | None = None) -> None:
+        """Raises unless a block of `length` tokens fits, and is the one that was placed if that is asked for."""
+        if not 0 < length <= self.capacity - held or placed not in (None, length):
+            free = f"1 to {self.capacity - held}"
+            asked = free if placed is None else f"the {placed} that `place` was told" if placed else "`place` before it"
+            raise ValueError(f"{name}: expected {asked}, got {length} tokens")
+
     def check_blocks(
         self,
         layers: Sequence[int],

@@ -13,15 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from videoar_kernels import reference
 from videoar_kernels.bit_checks import FLOATS
-from videoar_kernels.fallback import register_fallback
+from videoar_kernels.kv_append import DEFAULTS
 from videoar_kernels.kv_blocks import CacheShape
 from videoar_kernels.kv_cursors import RingCursors, runs
-from videoar_kernels.library import ops, register_fake, run_into
+from videoar_kernels.kv_places import Places
+from videoar_kernels.library import ops, run_into
 from videoar_kernels.reference.kv_cache import CacheView
-
-_DEFAULTS = (1e-6, (), 10000.0, True)  # as in the operators' schemas
 
 
 class KVCache:
@@ -75,7 +73,7 @@ class KVCache:
         self.v = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
         self.dtype, self.device = self.k[0].dtype, self.k[0].device
         self._cursors = RingCursors(capacity, sink)
-        self._positions = torch.zeros(capacity, 3, dtype=torch.int64, device=device) if relative else None
+        self._places = Places(capacity, device) if relative else None
         self.reset()
 
     def reset(self) -> None:
@@ -87,6 +85,7 @@ class KVCache:
         """Forgets the pending block."""
         self._pending: dict[int, int] = {}  # layer -> tokens
         self._pass: set[int] = set()  # layers that share the positions below
+        self._placed = False  # by `place`
         self._start = 0
         self._query_positions: Tensor | None = None
 
@@ -133,7 +132,7 @@ class KVCache:
             eps: Of the norm.
             positions: int64 (L, 3) or (B, L, 3): rotate k by them. None: no RoPE. A relative cache stores them
                 instead, needs (L, 3), takes those of the first layer of a pass for all, and waits for positions that
-                lie on a GPU.
+                lie on a GPU; none are read after `place`.
             dims: Split of D over (t, h, w), as in `rope_3d`.
             theta: Base of RoPE.
             interleaved: Layout of the rotated pairs, as in `rope_3d`.
@@ -149,23 +148,25 @@ class KVCache:
         length = ks[0].shape[2] if ks and ks[0].ndim == 4 else 0
         rotation = (eps, dims or (), theta, interleaved)
 
+        placed = self.relative and self._placed
+
         def check() -> None:
             self._shape.check_blocks(layers, ks, vs, weights, (self.k, self.v), self.length)
-            self._shape.check_rotation(length, positions, bool(weights), *rotation)
+            given = self._query_positions if placed else positions
+            self._shape.check_rotation(length, given, bool(weights), *rotation)
 
         # The kernel checks the rest, but knows neither other layers nor how many tokens are held.
         fits = 0 < length <= self.capacity - self._cursors.length and self._shape.has(layers)
         if not fits or self.relative or (positions is not None and positions.dtype != torch.int64):
             check()
-        stored = positions
-        if self.relative:
-            self._place(layers, positions, length)
-            stored = None
+        stored = None if self.relative else positions
+        if self.relative and not placed:
+            self._place_once(layers, positions)
         if torch.is_grad_enabled():
             check()
             ks, vs, weights = ([t.detach() for t in tensors] for tensors in (ks, vs, weights))
         # Every argument that is not left to its default costs a quarter of a microsecond.
-        rest = (stored, self._cursors.total, self.sink, *(() if rotation == _DEFAULTS else rotation))
+        rest = (stored, self._cursors.total, self.sink, *(() if rotation == DEFAULTS else rotation))
         if one:
             buffers = self.k[layer], self.v[layer]
             weight = weights[0] if weights else None
@@ -184,14 +185,42 @@ class KVCache:
             length: Tokens of the block.
 
         Raises:
-            ValueError: The block does not fit, or the cache is relative: a graph cannot renumber its positions.
+            ValueError: The block does not fit, or the cache is relative and the block was not placed: a graph cannot
+                renumber its positions.
         """
-        if self.relative or not 0 < length <= self.capacity - self.length:
-            raise ValueError(
-                f"KVCache.mark_pending: expected 1 to {self.capacity - self.length} tokens and absolute positions, "
-                f"got {length} tokens, relative={self.relative}"
-            )
+        placed = len(self._query_positions) if self._placed else 0
+        self._shape.check_fit("KVCache.mark_pending", length, self.length, placed if self.relative else None)
         self._pending = dict.fromkeys(range(self.layers), length)
+
+    def place(self, positions: Tensor, *, start: int | None = None) -> None:
+        """Tells a relative cache where its next block lies, before it is appended and until commit or rollback.
+
+        Nothing that `append` then does depends on the positions' values: a CUDA graph of it serves other positions.
+
+        Args:
+            positions: int64 (L, 3) of the block.
+            start: their earliest time. None: it is looked up, which waits for positions that lie on a GPU.
+
+        Raises:
+            ValueError: The cache is not relative, positions have another shape, or the block does not fit.
+            TypeError: Positions of another dtype.
+        """
+        length = positions.shape[0] if positions.ndim else 0
+        if not self.relative:
+            raise ValueError("KVCache.place: expected a relative cache, got one that stores rotated keys")
+        self._shape.check_fit("KVCache.place", length, self.length)
+        self._shape.check_rotation(length, positions, False, *DEFAULTS)
+        self.rollback()
+        self._place(positions, start)
+        self._placed = True
+
+    def place_key(self, length: int) -> tuple:
+        """What of this cache's state a CUDA graph that appends `length` tokens and reads them is captured with.
+
+        Returns:
+            Their first slot and the slot ranges that they see; a stream comes back to the same ones again and again.
+        """
+        return length, self._cursors.next_slot, self._cursors.ranges(length)
 
     def commit(self, *, close: bool = True) -> int:
         """Keeps the pending block and, where the cache has a window, drops what has left it.
@@ -247,12 +276,10 @@ class KVCache:
             raise ValueError(f"KVCache.evict: expected 0 to {self.units} units, got {units}")
         dropped = self._cursors.drop(units, every)
         if self.relative:
-            for slots, gap in dropped.shifts:
-                for _, run in runs(slots):
-                    self._positions[run, 0] -= gap
+            self._places.shift(dropped.shifts)
         if dropped.source:
             sources, targets = runs(dropped.source), runs(dropped.target)
-            for buffer in (*self.k, *self.v, *([self._positions[None, None]] if self.relative else [])):
+            for buffer in (*self.k, *self.v, *([self._places.slots[None, None]] if self.relative else [])):
                 moved = torch.cat([buffer[:, :, run] for _, run in sources], dim=2)
                 for part, run in targets:
                     buffer[:, :, run] = moved[:, :, part]
@@ -267,41 +294,18 @@ class KVCache:
         self._shape.check_layer("KVCache.view", layer)
         pending = self._pending.get(layer, 0)
         query_positions = self._query_positions if pending else None
-        return CacheView(self.k[layer], self.v[layer], self._cursors.ranges(pending), self._positions, query_positions)
+        positions = self._places.slots if self.relative else None
+        return CacheView(self.k[layer], self.v[layer], self._cursors.ranges(pending), positions, query_positions)
 
-    def _place(self, layers: list[int], positions: Tensor, length: int) -> None:
+    def _place_once(self, layers: list[int], positions: Tensor) -> None:
         """Stores the positions of the pending block, once per pass over the layers."""
         if self._pass and not self._pass & set(layers):
             self._pass.update(layers)
             return
         self._pass = set(layers)
-        self._start = int(positions[:, 0].min())
-        placed = positions.clone()
-        placed[:, 0] -= self._cursors.gap(self._start)
-        self._query_positions = placed.to(self.device, non_blocking=True)
-        for part, run in runs(self._cursors.next_slots(length)):
-            self._positions[run] = self._query_positions[part]
+        self._place(positions, None)
 
-
-@register_fake("videoar_kernels::kv_cache_append")
-def _(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, *rotation):
-    return None
-
-
-@register_fake("videoar_kernels::kv_cache_append_layer")
-def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, *rotation):
-    return None
-
-
-def _reference_append(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, *rotation):
-    eps, dims, theta, interleaved = rotation + _DEFAULTS[len(rotation) :]
-    rest = (positions, start, sink, eps, dims or None, theta, interleaved)
-    reference.kv_cache.kv_cache_append(k_caches, v_caches, ks, vs, k_weights, *rest)
-
-
-def _reference_append_layer(k_cache, v_cache, k, v, k_weight, *rest):
-    _reference_append([k_cache], [v_cache], [k], [v], [] if k_weight is None else [k_weight], *rest)
-
-
-register_fallback("kv_cache_append", _reference_append)
-register_fallback("kv_cache_append_layer", _reference_append_layer)
+    def _place(self, positions: Tensor, start: int | None) -> None:
+        self._start = int(positions[:, 0].min()) if start is None else start
+        gap, slots = self._cursors.gap(self._start), self._cursors.next_slots(len(positions))
+        self._query_positions = self._places.put(positions, gap, slots)

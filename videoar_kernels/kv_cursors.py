@@ -76,6 +76,11 @@ class RingCursors:
         """Returns how many of the next `length` tokens fall into the sink."""
         return min(max(self.sink - self.total, 0), length)
 
+    @property
+    def next_slot(self) -> int:
+        """The slot of the next token."""
+        return self.total if self.total < self.sink else self._ring_slots(self.in_ring, 1)[0]
+
     def next_slots(self, length: int) -> list[int]:
         """Returns the slots of the next `length` tokens."""
         pinned = self.pinned(length)

@@ -12,7 +12,7 @@ from torch import Tensor
 from videoar.next_scale import transformer as next_scale_transformer
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.sampling import FrameDecoder, decode_frames
-from videoar.next_scale.step_graphs import CudaGraphs
+from videoar.step_graphs import CudaGraphs
 from videoar_kernels import range_attention
 
 FRAMES = 4

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
 from sharp_backbone import BATCH, CONFIG, GRID, SCHEMES, config_for, distance, draw, prompt, sharp_backbone
 
+from videoar.decode_ahead import decode_ahead
 from videoar.next_unit import cube, frame, from_sequence
 from videoar.next_unit.flow import add_noise, clean_from, sampling_levels
 from videoar.next_unit.sampling import SamplingOptions, clips_of, sample_units, unit_noise
@@ -46,8 +48,8 @@ def test_a_perfect_flow_leads_to_its_target(monkeypatch, method, steps):
     target = draw(0, BATCH, layout.length, CONFIG.patch_width)
     right = model.step
 
-    def perfect(x, timesteps, text, layout, unit, cache, *, start):
-        right(x, timesteps, text, layout, unit, cache, start=start)  # the cache is still written
+    def perfect(x, timesteps, text, layout, unit, cache, **where):
+        right(x, timesteps, text, layout, unit, cache, **where)  # the cache is still written
         level = timesteps[0] / 1000
         return (x - target[:, layout.within(unit)]) / level if level else torch.zeros_like(x)
 
@@ -108,6 +110,16 @@ def test_clips_are_put_together_from_their_units():
     one, two = clips_of(units, layout, CONFIG.patch)
     assert torch.equal(one, from_sequence(tokens_of(units[:8]), layout, CONFIG.patch))
     assert torch.equal(two, from_sequence(tokens_of(units[8:]), layout, CONFIG.patch))
+
+
+def test_frames_are_decoded_one_chunk_after_another():
+    class Chunk(NamedTuple):
+        video: torch.Tensor
+        state: int
+
+    latents = [torch.full((1, 3, n, 2, 2), n / 2) for n in (1, 2, 3)]
+    decoded = decode_ahead(latents, lambda x, state: Chunk(x + 0.25, (state or 0) + x.shape[2]))
+    assert [float(video.mean()) for video in decoded] == [0.75, 1.0, 1.0], "clamped to pixels"
 
 
 @pytest.mark.parametrize(

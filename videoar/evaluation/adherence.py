@@ -52,12 +52,19 @@ def text_to_video_adherence(
 ) -> Adherence:
     """Generate held-out prompts and measure them; `wrap` as in `score`, `options` as the pipeline's `generate`."""
     captions = heldout_prompts(prompts, seed)
+    return score(generated(pipeline, captions, batch=batch, seed=seed, **options), captions, wrap=wrap)
+
+
+def generated(
+    pipeline: VideoGenerator, captions: Sequence[str], *, batch: int = 32, seed: int = 0, **options
+) -> Tensor:
+    """Videos (N, T, H, W, 3) uint8 of captions, each from a seed of its own."""
     videos = []
-    for first in range(0, prompts, batch):
+    for first in range(0, len(captions), batch):
         some = captions[first : first + batch]
         seeds = [seed * 1_000_003 + index for index in range(first, first + len(some))]
-        videos.append(to_uint8(pipeline.generate(some, seed=seeds, **options)))
-    return score(torch.cat(videos), captions, wrap=wrap)
+        videos.append(to_uint8(pipeline.generate(some, seed=seeds, **options)).cpu())
+    return torch.cat(videos)
 
 
 def image_to_video_adherence(

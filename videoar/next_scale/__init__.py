@@ -4,8 +4,8 @@ from videoar.next_scale.config import PRESETS, TransformerConfig, preset
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.pipeline import VideoPipeline
 from videoar.next_scale.sampling import DecodedFrame, FrameDecoder, decode_frames
-from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.step_graphs import CudaGraphs
 from videoar.text import ClassEncoder, PretrainedTextEncoder, WordEncoder
 
 __all__ = [

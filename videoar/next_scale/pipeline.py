@@ -9,18 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from videoar.decode_ahead import decode_ahead
 from videoar.model_folder import read_json, write_json
-from videoar.next_scale.decode_ahead import decode_ahead
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
-from videoar.next_scale.step_graphs import CudaGraphs
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.observer import UNOBSERVED, Observer
+from videoar.step_graphs import KeptDecoders
 from videoar.text import Conditioner, Prompt, load_conditioner
 from videoar.tokenizer import VideoTokenizer
 from videoar_kernels import pyramid_encode
-
-KEPT_DECODERS = 4  # on CUDA: shapes whose graphs and cache stay in memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class VideoPipeline:
             )
         self.tokenizer, self.transformer, self.conditioner = tokenizer, transformer, conditioner
         self.defaults = defaults or SamplingDefaults()
-        self._decoders: dict[tuple, FrameDecoder] = {}  # with their graphs
+        self._decoders = KeptDecoders()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoPipeline:
@@ -139,7 +137,8 @@ class VideoPipeline:
             temperature=temperature,
             observer=observer,
         )
-        yield from decode_ahead(decoded, self.tokenizer, observer)
+        totals = (frame.total[:, None] for frame in decoded)
+        yield from decode_ahead(totals, self.tokenizer.decode_chunk, observer)
 
     @torch.no_grad()
     def latents(
@@ -174,16 +173,10 @@ class VideoPipeline:
     def _decoder(self, text: Tensor, frames: int, guidance: GuidanceSchedule, temperature: float) -> FrameDecoder:
         """A decoder for clips like this; on CUDA one whose graphs are kept from clip to clip."""
         options = dict(frames=frames, guidance=guidance, temperature=temperature)
-        if not text.is_cuda:
-            return FrameDecoder(self.transformer, text, **options)
-        key = (text.shape, text.dtype, text.device, frames, guidance, temperature)
-        decoder = self._decoders.pop(key, None)
-        if decoder is None or decoder.busy:
-            decoder = FrameDecoder(self.transformer, text, **options, run=CudaGraphs(text.device))
-        self._decoders[key] = decoder  # the latest last
-        while len(self._decoders) > KEPT_DECODERS:
-            del self._decoders[next(iter(self._decoders))]
-        return decoder
+        key = (text.shape, text.dtype, text.device, *options.values())
+        return self._decoders.get(
+            key, text.device, lambda run: FrameDecoder(self.transformer, text, **options, run=run)
+        )
 
     def generate(self, prompts: Sequence[Prompt], **options) -> Tensor:
         """Pixels (B, 3, frames, H, W) in [-1, 1]; options as `stream`."""

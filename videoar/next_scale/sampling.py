@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.observer import UNOBSERVED, Observer
-from videoar.next_scale.step_graphs import StepRunner, run_eagerly
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.observer import UNOBSERVED, Observer
+from videoar.step_graphs import StepRunner, run_eagerly
 from videoar_kernels import KVCache, pyramid_resample, pyramid_step, sample_bits
 
 

@@ -4,7 +4,7 @@ from videoar.next_unit.config import BackboneConfig, preset
 from videoar.next_unit.latents import from_sequence, patch_grid, to_sequence
 from videoar.next_unit.layout import Unit, UnitLayout
 from videoar.next_unit.pipeline import UnitDefaults, UnitPipeline
-from videoar.next_unit.sampling import SamplingOptions, clips_of, sample_units
+from videoar.next_unit.sampling import SamplingOptions, UnitDecoder, clips_of, sample_units
 from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
 from videoar.next_unit.unit_cache import UnitCache
 from videoar.next_unit.units import UnitScheme, cube, frame, key_detail, multiscale, parse_units
@@ -18,6 +18,7 @@ __all__ = [
     "TextKeys",
     "Unit",
     "UnitCache",
+    "UnitDecoder",
     "UnitDefaults",
     "UnitLayout",
     "UnitPipeline",

@@ -81,7 +81,10 @@ class WholeSequence(NamedTuple):
 
 
 class CachedUnit(NamedTuple):
-    """One unit that sees itself and what the cache holds; its keys and values become the cache's pending block."""
+    """One unit that sees itself and what the cache holds; its keys and values become the cache's pending block.
+
+    A relative cache that was told of the unit by `KVCache.place` reads no positions.
+    """
 
     positions: Tensor
     cache: KVCache

@@ -10,6 +10,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from videoar.next_unit.latents import from_cells
@@ -44,17 +45,22 @@ def latent_frames(units: Iterable[SampledUnit], layout: UnitLayout, patch: Grid)
         patch: (p_t, p_h, p_w).
     """
     ready, finest = frames_after(layout), len(layout.levels) - 1
-    first = sum(map(prod, layout.levels[:-1]))
     cells, done = None, 0
     for sampled in units:
         if layout.units[sampled.unit].level == finest:
             if cells is None:
                 cells = sampled.tokens.new_zeros(len(sampled.tokens), prod(layout.grid), sampled.tokens.shape[-1])
-            places = layout.permutation[layout.within(sampled.unit)] - first
-            cells[:, places.to(cells.device)] = sampled.tokens
+            cells[:, _places(layout, cells.device)[layout.within(sampled.unit)]] = sampled.tokens
         count = ready[sampled.unit]
         if count > done:
             yield from_cells(cells.unflatten(1, layout.grid)[:, done:count], patch)
             done = count
         if count == layout.grid[0]:
             cells, done = None, 0
+
+
+@lru_cache(maxsize=64)
+def _places(layout: UnitLayout, device: torch.device) -> Tensor:
+    """Cell of the grid of every token of its finest level; kept, for copying it would wait for a GPU."""
+    with torch.inference_mode(False):
+        return (layout.permutation - sum(map(prod, layout.levels[:-1]))).to(device)

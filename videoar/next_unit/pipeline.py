@@ -10,15 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from videoar.decode_ahead import decode_ahead
 from videoar.model_folder import read_json, replaced_folder, write_json
 from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
 from videoar.next_unit.frames import latent_frames
 from videoar.next_unit.layout import Grid, UnitLayout
-from videoar.next_unit.sampling import SamplingOptions, sample_units
+from videoar.next_unit.sampling import SamplingOptions, UnitDecoder
 from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.next_unit.units import parse_units
 from videoar.next_unit.wan import load_wan
 from videoar.next_unit.wan_vae import WanVideoAutoencoder
+from videoar.step_graphs import KeptDecoders
 from videoar.text import Conditioner, PretrainedTextConfig, PretrainedTextEncoder, Prompt, load_conditioner
 
 
@@ -95,6 +97,7 @@ class UnitPipeline:
             raise ValueError(f"UnitPipeline: expected text features of width {width}, got {conditioner.width}")
         self.autoencoder, self.transformer, self.conditioner = autoencoder, transformer, conditioner
         self.defaults = defaults or UnitDefaults()
+        self._decoders = KeptDecoders()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> UnitPipeline:
@@ -152,11 +155,13 @@ class UnitPipeline:
     def to(self, device: torch.device | str) -> UnitPipeline:
         for part in (self.autoencoder, self.transformer, self.conditioner):
             part.to(device)
+        self._decoders.clear()
         return self
 
     def pack(self, dtype: torch.dtype = torch.bfloat16) -> UnitPipeline:
         """Puts the transformer into its form for inference, in place: `NextUnitTransformer.pack`."""
         self.transformer.pack(dtype)
+        self._decoders.clear()
         return self
 
     @property
@@ -218,10 +223,9 @@ class UnitPipeline:
             prompts, seed, changes: as `generate`.
             frames: pixel frames in all; without end if None.
         """
-        left, state = frames, None
-        for latents in self.latents(prompts, frames=frames, seed=seed, **changes):
-            video, state = self.autoencoder.decode_chunk(latents, state)
-            video = video.clamp(-1, 1)
+        left = frames
+        latents = self.latents(prompts, frames=frames, seed=seed, **changes)
+        for video in decode_ahead(latents, self.autoencoder.decode_chunk):
             if left is not None:
                 video = video[:, :, :left]
                 left -= video.shape[2]
@@ -249,17 +253,9 @@ class UnitPipeline:
             window = len(layout.units) - 1
         text = self.conditioner(prompts)
         uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
-        units = sample_units(
-            self.transformer,
-            text,
-            layout,
-            seeds=[seed] * count if isinstance(seed, int) else list(seed),
-            options=options,
-            uncond=uncond,
-            clips=clips,
-            window=window,
-            sink=chosen.sink,
-        )
+        shape = {"options": options, "clips": clips, "window": window, "sink": chosen.sink}
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        units = self._decoder(text, layout, shape).decode(text, seeds=seeds, uncond=uncond)
         for part in latent_frames(units, layout, config.patch):
             if needed is None:
                 yield part
@@ -268,3 +264,10 @@ class UnitPipeline:
                 needed -= part.shape[2]
                 if needed <= 0:
                     return
+
+    def _decoder(self, text: Tensor, layout: UnitLayout, shape: dict) -> UnitDecoder:
+        """A decoder for clips like this; on CUDA one whose graphs are kept from clip to clip."""
+        key = (len(text), text.dtype, text.device, layout, *shape.values())
+        return self._decoders.get(
+            key, text.device, lambda run: UnitDecoder(self.transformer, text, layout, run=run, **shape)
+        )

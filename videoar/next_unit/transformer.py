@@ -114,14 +114,18 @@ class NextUnitTransformer(nn.Module):
         Raises:
             ValueError: a longer text or another width.
         """
+        self.check_text(text)
+        text = pad(text.to(self.dtype), (0, 0, 0, self.config.text_len - text.shape[1]))
+        hidden = self.text_embedding(text)
+        pairs = [block.cross_attn.text_keys(hidden) for block in self.blocks]
+        return TextKeys(*zip(*pairs, strict=True))
+
+    def check_text(self, text: Tensor) -> None:
+        """Raises ValueError for features that `encode_text` cannot read."""
         config = self.config
         if text.ndim != 3 or text.shape[1] > config.text_len or text.shape[2] != config.text_width:
             expected = f"(B, at most {config.text_len}, {config.text_width})"
             raise ValueError(f"encode_text: expected text of shape {expected}, got {tuple(text.shape)}")
-        text = pad(text.to(self.dtype), (0, 0, 0, config.text_len - text.shape[1]))
-        hidden = self.text_embedding(text)
-        pairs = [block.cross_attn.text_keys(hidden) for block in self.blocks]
-        return TextKeys(*zip(*pairs, strict=True))
 
     def forward(
         self,
@@ -181,6 +185,7 @@ class NextUnitTransformer(nn.Module):
         cache: UnitCache,
         *,
         start: int = 0,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """The flow of one unit, which sees itself and the units in the cache; the cache then holds it uncommitted.
 
@@ -190,6 +195,7 @@ class NextUnitTransformer(nn.Module):
             text, layout, start: as in `forward`.
             unit: which one.
             cache: the units before it.
+            positions: int64 (n, 3) of its tokens; None: those of layout and start.
 
         Returns:
             (B, n, patch_width).
@@ -198,7 +204,8 @@ class NextUnitTransformer(nn.Module):
             ValueError: a shape that does not fit.
         """
         self._check("step", tokens, timesteps[:, None], layout.lengths[unit], (1,))
-        positions = layout.positions(start, device=tokens.device)[layout.within(unit)]
+        if positions is None:
+            positions = layout.positions(start, device=tokens.device)[layout.within(unit)]
         return self.run_units(tokens, timesteps[:, None], text, layout, (unit,), CachedUnit(positions, cache.kv))
 
     def run_units(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
+from math import gcd
 
 import torch
 
 from videoar.next_unit.config import BackboneConfig
 from videoar.next_unit.layout import UnitLayout
 from videoar_kernels import KVCache
+
+MOST_PLACES = 128  # at which a stream's units lie in the ring: a CUDA graph is captured for each
 
 
 class UnitCache:
@@ -57,7 +61,7 @@ class UnitCache:
         else:
             # The unit being written and the window before it, wherever in the clip that is.
             spans = (islice(cycle(layout.lengths), first, first + window + 1) for first in range(len(layout.units)))
-            capacity = pinned + max(map(sum, spans))
+            capacity = pinned + ring_slots(max(map(sum, spans)), layout.lengths)
         self.kv = KVCache(
             config.depth,
             batch,
@@ -76,6 +80,10 @@ class UnitCache:
         if self.window is not None:
             self.kv.evict(max(self.kv.units - self.window, 0))
 
+    def mark_pending(self, tokens: int) -> None:
+        """Counts a unit as pending that a CUDA graph wrote; see `KVCache.mark_pending`."""
+        self.kv.mark_pending(tokens)
+
     def rollback(self) -> None:
         """Forgets the pending unit."""
         self.kv.rollback()
@@ -83,3 +91,18 @@ class UnitCache:
     def reset(self) -> None:
         """Forgets everything; the memory stays."""
         self.kv.reset()
+
+
+def ring_slots(least: int, lengths: Sequence[int]) -> int:
+    """Slots of a ring for a stream of clips of such units: few more than needed, so that units lie at few places.
+
+    A clip moves the ring on by its length L, so places repeat after R / gcd(L, R) clips.
+
+    Args:
+        least: slots needed.
+        lengths: tokens of the units of a clip.
+    """
+    length = sum(lengths)
+    rings = [-(-least // part) * part for part in range(1, length + 1) if length % part == 0]
+    few = [ring for ring in rings if len(lengths) * ring // gcd(length, ring) <= MOST_PLACES]
+    return min(few, default=max(rings))

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from videoar.next_scale.config import TransformerConfig
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.observer import UNOBSERVED, Observer
 from videoar.next_scale.pipeline import VideoPipeline
 from videoar.next_scale.sampling import decoding_cache
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.observer import UNOBSERVED, Observer
 from videoar.profiling.eager_model import EagerTransformer
 from videoar.text import Prompt
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from videoar.next_scale.observer import Observer
+from videoar.observer import Observer
 from videoar.profiling import machine
 from videoar.profiling.attribution import Attribution
 from videoar.profiling.eager_clip import disagreement

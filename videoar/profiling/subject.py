@@ -9,8 +9,8 @@ import torch
 
 from videoar.next_scale.config import Scales, TransformerConfig, preset
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.observer import Observer
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
+from videoar.observer import Observer
 from videoar.profiling.eager_clip import EagerClip
 from videoar.profiling.eager_model import EagerTransformer
 from videoar.profiling.limits import dtype_name, emulated

@@ -10,7 +10,8 @@ class Observer(Protocol):
     """Is told which part of sampling begins and ends.
 
     A part is entered on the stream its work is given to, from one thread, never inside another part and never while a
-    CUDA graph is captured. Work outside every part counts as none's.
+    CUDA graph is captured. Work outside every part counts as none's. In paper U `frame` is a unit, counted through all
+    clips, and `scale` a pass over it, the clean one last.
     """
 
     def part(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
+
+KEPT_DECODERS = 4  # on CUDA: those whose graphs and cache stay in memory
 
 
 class StepRunner(Protocol):
@@ -48,3 +50,38 @@ class CudaGraphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             step()
         self._graphs[key] = graph
+
+
+class Decoder(Protocol):
+    """What decodes one clip or stream at a time."""
+
+    busy: bool
+
+
+D = TypeVar("D", bound=Decoder)
+
+
+class KeptDecoders:
+    """On CUDA, the decoders that were used last, so that their graphs serve further clips; elsewhere a new one each."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Decoder] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, device: torch.device, make: Callable[[StepRunner], D]) -> D:
+        """A decoder that is not busy, kept under this key or made with a runner of its own."""
+        if device.type != "cuda":
+            return make(run_eagerly)
+        decoder = self._kept.pop(key, None)
+        if decoder is None or decoder.busy:
+            decoder = make(CudaGraphs(device))
+        self._kept[key] = decoder  # the latest last
+        while len(self._kept) > KEPT_DECODERS:
+            del self._kept[next(iter(self._kept))]
+        return decoder
+
+    def clear(self) -> None:
+        """Forgets all of them: the model has changed."""
+        self._kept.clear()

@@ -1,0 +1,80 @@
+"""The distance of Gaussians whose answer is known, and what the features of clips see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from videoar.data.sprites import SpriteConfig, sample_batch
+from videoar.evaluation.frechet import clip_features, frechet_distance, gaussian_distance
+from videoar.tokenizer.autoencoder import VideoAutoencoder
+from videoar.tokenizer.config import AutoencoderConfig
+
+
+def spread(*sizes: float) -> torch.Tensor:
+    return torch.diag(torch.tensor(sizes, dtype=torch.float64).square())
+
+
+def test_gaussians_along_the_same_axes_differ_by_means_and_by_deviations():
+    zero, mean = torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    found = gaussian_distance(zero, spread(1, 2, 3), mean, spread(4, 2, 1))
+    assert found == pytest.approx(1 + 4 + (1 - 4) ** 2 + (3 - 1) ** 2)
+    assert gaussian_distance(mean, spread(1, 2, 0), mean, spread(1, 2, 0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_axes_matter():
+    """Two dimensions have a closed form: tr (S S')^1/2 = (tr S S' + 2 det(S S')^1/2)^1/2."""
+    zero = torch.zeros(2, dtype=torch.float64)
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
+    one, other = spread(1, 3), turn @ spread(1, 3) @ turn.T
+    product = one @ other
+    cross = (product.trace() + 2 * product.det().sqrt()).sqrt()
+    expected = float(one.trace() + other.trace() - 2 * cross)
+    assert gaussian_distance(zero, one, zero, other) == pytest.approx(expected) and expected > 1
+
+
+def test_samples_of_gaussians_are_as_far_apart_as_these():
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(2, 40_000, 4, generator=generator, dtype=torch.float64)
+    assert frechet_distance(draw[0], draw[1]) < 2e-3
+    assert frechet_distance(draw[0], 2 * draw[1] + 1) == pytest.approx(4 + 4, rel=0.03)
+
+
+def test_torchmetrics_has_the_same_formula():
+    metrics = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
+    draw = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draw[1] = draw[1] @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    means, covariances = draw.mean(1), [torch.cov(x.T) for x in draw]
+    theirs = metrics._compute_fid(means[0], covariances[0], means[1], covariances[1])
+    assert frechet_distance(draw[0], draw[1]) == pytest.approx(float(theirs))
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> VideoAutoencoder:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        latent_channels=3, patch=(1, 8), channels=(8, 12), strides=((4, 2),), blocks=1, time_kernels=((1, 1), (3, 1))
+    )
+    return VideoAutoencoder(config).eval()
+
+
+def clips(seed: int) -> torch.Tensor:
+    return sample_batch(24, seed, config=SpriteConfig(frames=9)).video
+
+
+def test_features_see_pictures_and_motion(autoencoder):
+    real = clip_features(autoencoder, clips(0), batch=7)
+    assert real.shape == (24, 24) and real.dtype == torch.float64
+    torch.testing.assert_close(clip_features(autoencoder, clips(0)), real, atol=1e-5, rtol=0)
+    floor = frechet_distance(clip_features(autoencoder, clips(1)), real)
+    still = clips(1)[:, :1].expand(-1, 9, -1, -1, -1)
+    assert frechet_distance(clip_features(autoencoder, still), real) > 2 * floor
+    assert frechet_distance(clip_features(autoencoder, 255 - clips(1)), real) > 2 * floor
+    assert not autoencoder.encoder.conv_out._forward_pre_hooks
+
+
+def test_what_does_not_fit_is_named(autoencoder):
+    with pytest.raises(ValueError, match="several latent frames"):
+        clip_features(autoencoder, clips(0)[:, :1])
+    with pytest.raises(ValueError, match=r"expected features \(N >= 2, D\)"):
+        frechet_distance(torch.zeros(3, 4), torch.zeros(3, 5))
