@@ -9,12 +9,14 @@ Source: paper S, Eq. 9; the online softmax is Milakov and Gimelshein 2018.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.masks import RangeMask
@@ -50,7 +52,7 @@ def range_attention(
             h // (heads / kv_heads).
         v: like k.
         mask: which keys a query sees; a batched one has a mask for each sample; None: every key.
-        scale: factor of the scores; None: 1 / sqrt(head_dim).
+        scale: factor of the scores, finite; None: 1 / sqrt(head_dim).
         return_lse: also return the log of each query's softmax denominator; gradients flow through it too.
         out: where to write the result, for inference: shape, dtype and device of q, contiguous last dimension, no
             memory shared with q, k or v.
@@ -61,21 +63,21 @@ def range_attention(
         float64), natural logarithm, -inf where no key is seen.
 
     Raises:
-        ValueError: shapes, devices or the mask's lengths don't fit; out is given and a gradient is needed.
+        ValueError: shapes, devices, scale or the mask's lengths don't fit; out is given and a gradient is needed.
         TypeError: a dtype that isn't supported, or different ones.
 
     Source: paper S, Eq. 9. Saved for backward: q, k, v, out and lse.
     """
-    if return_lse or _is_grad_enabled() or not q.is_cpu or _is_compiling():
+    if return_lse or _is_grad_enabled() or not getattr(q, "is_cpu", False) or _is_compiling():
         return _with_lse(q, k, v, mask, scale, return_lse, out)
     # As library.run, but these operators have no autograd layer in Python to skip.
-    packed = None if mask is None else mask.packed
     try:
+        packed = None if mask is None else mask.packed
         if out is None:
             return _forward(q, k, v, packed, scale)
         _forward_out(q, k, v, packed, scale, out)
     except Exception:
-        _check(q, k, v, mask, out)
+        _check(q, k, v, mask, scale, out)
         raise
     _increment_version((out,))
     return out
@@ -84,25 +86,38 @@ def range_attention(
 def _with_lse(
     q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, scale: float | None, return_lse: bool, out: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
+    _check_types(q, k, v, mask)
     if mask is None:
         arrays = _NO_ARRAYS
     else:
         # The operator sees the ranges only, not how long the sequences are that they were made for.
         if q.dim() != 4 or k.dim() != 4 or mask.q_len != q.size(2) or mask.k_len != k.size(2):
-            _check(q, k, v, mask)
+            _check(q, k, v, mask, scale)
         if mask.batch is not None and mask.batch != q.size(0):
-            _check(q, k, v, mask)
+            _check(q, k, v, mask, scale)
         arrays = mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges
     if scale is None:
         scale = (q.size(-1) or 1) ** -0.5 if q.dim() else 1.0
     if out is None:
-        out, lse = run(_op, lambda: _check(q, k, v, mask), q, k, v, *arrays, scale)
+        out, lse = run(_op, lambda: _check(q, k, v, mask, scale), q, k, v, *arrays, scale)
     else:
-        lse = run_into(out, _out_op, lambda: _check(q, k, v, mask, out), q, k, v, *arrays, scale, out)
+        lse = run_into(out, _out_op, lambda: _check(q, k, v, mask, scale, out), q, k, v, *arrays, scale, out)
     return (out, lse) if return_lse else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, out: Tensor | None = None) -> None:
+def _check_types(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor("range_attention", name, x)
+    if mask is not None and not isinstance(mask, RangeMask):
+        raise TypeError(f"range_attention: expected mask as RangeMask or None, got {type(mask).__name__}")
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, scale: float | None, out: Tensor | None = None
+) -> None:
+    _check_types(q, k, v, mask)
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"range_attention: expected a finite scale, got {scale}")
     if q.dtype not in _DTYPES:
         raise TypeError(f"range_attention: expected q of dtype float32, bfloat16, float16 or float64, got {q.dtype}")
     if q.dim() != 4 or not 1 <= q.shape[-1] <= 256:
@@ -140,6 +155,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: RangeMask | None, out: Tensor 
 
 
 def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_tensor("range_attention", "out", out)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, q, k, v)):
         raise ValueError("range_attention: expected out to be None where a gradient is needed, got a tensor")
     if out.shape != q.shape or out.device != q.device:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bit_checks import check_float, check_packed, per_token
+from videoar_kernels.argument_types import check_tensor, whole
+from videoar_kernels.bit_checks import check_float, check_packed, expanded
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run
 from videoar_kernels.reference.bits import BitLoss
@@ -54,9 +55,10 @@ def bit_cross_entropy(
     if not (weight is None and scale_ids is None and dim is None):
         _check(logits, bits, dim, num_scales)
         if weight is not None:
-            weight = per_token("bit_cross_entropy", "weight", weight, logits.shape[:-1], torch.float64)
+            tokens = logits.shape[:-1]
+            weight = expanded("bit_cross_entropy", "weight", weight, tokens, torch.float64, logits.device)
         if scale_ids is not None:
-            ids = _token_ids(scale_ids, logits.shape[:-1], num_scales)
+            ids = _token_ids(scale_ids, logits, num_scales)
 
     def check() -> None:
         _check(logits, bits, dim, num_scales)
@@ -68,17 +70,19 @@ def bit_cross_entropy(
     return BitLoss(loss, per_scale, accuracy, per_scale_accuracy)
 
 
-def _token_ids(scale_ids: Tensor, tokens: torch.Size, num_scales: int) -> Tensor:
+def _token_ids(scale_ids: Tensor, logits: Tensor, num_scales: int) -> Tensor:
     """Return an int32 id per token; one out of range stays so."""
+    check_tensor("bit_cross_entropy", "scale_ids", scale_ids)
     if scale_ids.dtype.is_floating_point or scale_ids.dtype.is_complex or scale_ids.dtype == torch.bool:
         raise TypeError(f"bit_cross_entropy: expected scale_ids of an integer dtype, got {scale_ids.dtype}")
     if scale_ids.dtype != torch.int32:
         scale_ids = scale_ids.long().clamp(-1, num_scales)
-    return per_token("bit_cross_entropy", "scale_ids", scale_ids, tokens, torch.int32)
+    return expanded("bit_cross_entropy", "scale_ids", scale_ids, logits.shape[:-1], torch.int32, logits.device)
 
 
 def _check_ids(scale_ids: Tensor | None, num_scales: int) -> None:
     if scale_ids is not None and scale_ids.is_cpu and not torch.compiler.is_compiling():
+        scale_ids = scale_ids.long()  # not all integers can be compared
         outside = scale_ids[(scale_ids < 0) | (scale_ids >= num_scales)]
         if outside.numel():
             raise ValueError(
@@ -89,13 +93,11 @@ def _check_ids(scale_ids: Tensor | None, num_scales: int) -> None:
 
 def _check(logits: Tensor, bits: Tensor, dim: int | None, num_scales: int) -> None:
     check_float("bit_cross_entropy", "logits", logits)
-    if not isinstance(num_scales, (int, torch.SymInt)):
-        raise TypeError(f"bit_cross_entropy: expected num_scales to be an int, got {num_scales!r}")
-    if not 1 <= num_scales <= 2**16:
+    if not 1 <= whole("bit_cross_entropy", "num_scales", num_scales) <= 2**16:
         raise ValueError(f"bit_cross_entropy: expected num_scales in [1, 2**16], got {num_scales}")
     if dim is not None and dim != logits.shape[-1]:
         raise ValueError(f"bit_cross_entropy: expected dim {logits.shape[-1]}, got {dim}")
-    check_packed("bit_cross_entropy", bits, logits.shape[-1])
+    check_packed("bit_cross_entropy", bits, logits.shape[-1], like=logits)
     tokens = logits.shape[:-1]
     if bits.shape[:-1] != tokens:
         expected = (*tokens, bits.shape[-1])

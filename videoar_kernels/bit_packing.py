@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.bit_checks import FLOATS, bits_a_token, check_float, check_out, check_packed
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
@@ -43,6 +44,7 @@ def pack_bits(bits: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def _check_ones(bits: Tensor, out: Tensor | None = None) -> None:
+    check_tensor("pack_bits", "bits", bits)
     if bits.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"pack_bits: expected bits of torch.bool or torch.uint8, got {bits.dtype}")
     if bits.ndim == 0:

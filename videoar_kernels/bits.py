@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.bit_checks import (
     check_float,
     check_out,
     check_packed,
     check_probability,
-    per_token,
+    expanded,
     signed64,
 )
 from videoar_kernels.fallback import register_fallback
@@ -103,11 +104,11 @@ def flip_bits(
 
     def check() -> None:
         check_packed("flip_bits", bits, dim)
-        check_probability("flip_bits", p)
+        check_probability("flip_bits", p if token_p is None else token_p)
         if out is not None:
             check_out("flip_bits", "out", out, tuple(bits.shape), torch.uint8, bits)
 
-    if not (0 <= seed < 2**63 and 0 <= offset < 2**63):
+    if not (type(seed) is type(offset) is int and 0 <= seed < 2**63 and 0 <= offset < 2**63):
         seed, offset = signed64("flip_bits", "seed", seed), signed64("flip_bits", "offset", offset)
     if out is None:
         return run(_FLIP_BITS, check, bits, value, token_p, dim, seed, offset)
@@ -121,7 +122,7 @@ def _leading_p(bits: Tensor, p: Tensor) -> Tensor:
     if p.ndim > len(tokens):
         raise ValueError(f"flip_bits: expected p over the leading dimensions of {tuple(tokens)}, got {tuple(p.shape)}")
     p = p.reshape(p.shape + (1,) * (len(tokens) - p.ndim))
-    return per_token("flip_bits", "p", p, tokens, torch.float64)
+    return expanded("flip_bits", "p", p, tokens, torch.float64, bits.device)
 
 
 def sample_bits(
@@ -156,7 +157,8 @@ def sample_bits(
     token_guidance = None
     if not isinstance(guidance, float) and isinstance(guidance, Tensor):
         check_float("sample_bits", "logits", logits)
-        token_guidance = per_token("sample_bits", "guidance", guidance, logits.shape[:-1], torch.float64)
+        tokens = logits.shape[:-1]
+        token_guidance = expanded("sample_bits", "guidance", guidance, tokens, torch.float64, logits.device)
         guidance = 1.0
 
     def check() -> None:
@@ -165,7 +167,7 @@ def sample_bits(
     seeds = None
     if not isinstance(seed, int) and isinstance(seed, Tensor):
         seed, seeds = 0, seed
-    if not (0 <= seed < 2**63 and 0 <= offset < 2**63):
+    if not (type(seed) is type(offset) is int and 0 <= seed < 2**63 and 0 <= offset < 2**63):
         seed, offset = signed64("sample_bits", "seed", seed), signed64("sample_bits", "offset", offset)
     if torch.is_grad_enabled():
         check()
@@ -188,16 +190,23 @@ def _check_sample(
     out: tuple[Tensor, Tensor] | None,
 ) -> None:
     check_float("sample_bits", "logits", logits)
-    if seeds is not None and not (logits.ndim > 1 and seeds.shape == logits.shape[:1] and seeds.dtype == torch.int64):
+    if seeds is not None and not (
+        logits.ndim > 1
+        and seeds.shape == logits.shape[:1]
+        and seeds.dtype == torch.int64
+        and seeds.device == logits.device
+    ):
         raise ValueError(
-            f"sample_bits: expected seed of int64, one for each of the samples of logits {tuple(logits.shape)}, "
-            f"got {tuple(seeds.shape)} {seeds.dtype}"
+            f"sample_bits: expected seed of int64, one for each of the samples of logits {tuple(logits.shape)} "
+            f"on {logits.device}, got {tuple(seeds.shape)} {seeds.dtype} on {seeds.device}"
         )
-    if uncond is not None and (uncond.shape != logits.shape or uncond.dtype != logits.dtype):
-        raise ValueError(
-            f"sample_bits: expected uncond like logits {tuple(logits.shape)} {logits.dtype}, "
-            f"got {tuple(uncond.shape)} {uncond.dtype}"
-        )
+    if uncond is not None:
+        check_tensor("sample_bits", "uncond", uncond)
+        if uncond.shape != logits.shape or uncond.dtype != logits.dtype or uncond.device != logits.device:
+            raise ValueError(
+                f"sample_bits: expected uncond like logits {tuple(logits.shape)} {logits.dtype} on {logits.device}, "
+                f"got {tuple(uncond.shape)} {uncond.dtype} on {uncond.device}"
+            )
     if uncond is None and token_guidance is not None:
         raise ValueError("sample_bits: expected uncond with a tensor of guidance, got None")
     if uncond is None and guidance != 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import gradients_of, into_out, register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
@@ -31,7 +32,7 @@ def swiglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
         `out`, or a new dense tensor (..., width) of the inputs' dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, or `out` cannot be written.
+        ValueError: shapes, dtypes or devices differ, or `out` cannot be written. TypeError: an unsupported dtype.
 
     Source: Shazeer 2020, Eq. 6. Saved for backward: gate and up.
     """
@@ -44,6 +45,8 @@ def swiglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 def _check(inputs: tuple[Tensor, Tensor], out: Tensor | None) -> None:
     gate, up = inputs
+    check_tensor("swiglu", "gate", gate)
+    check_tensor("swiglu", "up", up)
     if gate.dtype not in ELEMENT_DTYPES:
         raise TypeError(f"swiglu: expected gate of one of {ELEMENT_DTYPES}, got {gate.dtype}")
     if gate.ndim == 0:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor, whole
 from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.outputs import shares_memory
+from videoar_kernels.rope import check_dims
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,11 @@ class CacheShape:
     def check(self) -> None:
         """Raises ValueError unless a cache can be made of these sizes."""
         for name in ("layers", "batch", "kv_heads", "capacity", "head_dim"):
-            if getattr(self, name) < 1:
+            if whole("KVCache", name, getattr(self, name)) < 1:
                 raise ValueError(f"KVCache: expected {name} >= 1, got {getattr(self, name)}")
+        for name in ("sink", "window"):
+            if getattr(self, name) is not None:
+                whole("KVCache", name, getattr(self, name))
         sink, window = self.sink, self.window
         if sink < 0 or (window is not None and window < 0):
             raise ValueError(f"KVCache: expected sink and window >= 0, got {sink} and {window}")
@@ -47,8 +52,8 @@ class CacheShape:
 
     def check_layer(self, name: str, layer: int) -> None:
         """Raises unless the cache has this layer."""
-        if isinstance(layer, bool):
-            raise TypeError(f"{name}: expected a layer as int, got {layer}")
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"{name}: expected a layer as int, got {layer!r}")
         if not 0 <= layer < self.layers:
             raise ValueError(f"{name}: expected a layer in 0..{self.layers - 1}, got {layer}")
 
@@ -81,14 +86,17 @@ class CacheShape:
         if not layers or not len(layers) == len(ks) == len(vs) or len(weights) not in (0, len(layers)):
             counts = f"{len(layers)} layers, {len(ks)} k, {len(vs)} v, {len(weights)} k_weight"
             raise ValueError(f"KVCache.append: expected as many k and v as layers, got {counts}")
-        if bool in map(type, layers):
+        if any(isinstance(layer, bool) or not hasattr(layer, "__index__") for layer in layers):
             raise TypeError(f"KVCache.append: expected layers as int, got {list(layers)}")
+        named = [*(("k", k) for k in ks), *(("v", v) for v in vs)]
+        for name, tensor in (*named, *(("k_weight", weight) for weight in weights)):
+            check_tensor("KVCache.append", name, tensor)
         if not self.has(layers):
             raise ValueError(f"KVCache.append: expected different layers in 0..{self.layers - 1}, got {list(layers)}")
         length = ks[0].shape[2] if ks[0].ndim == 4 else 0
         shape, like = (self.batch, self.kv_heads, length, self.head_dim), buffers[0][0]
         written = [kind[layer] for kind in buffers for layer in layers]
-        for name, block in [*(("k", k) for k in ks), *(("v", v) for v in vs)]:
+        for name, block in named:
             if tuple(block.shape) != shape or length == 0:
                 expected = f"({self.batch}, {self.kv_heads}, L >= 1, {self.head_dim})"
                 raise ValueError(
@@ -139,6 +147,7 @@ class CacheShape:
             if self.relative:
                 raise ValueError("KVCache.append: a relative cache needs positions, got None")
             return
+        check_tensor("KVCache.append", "positions", positions)
         shapes = [(length, 3)] if self.relative else [(length, 3), (self.batch, length, 3)]
         if tuple(positions.shape) not in shapes:
             expected = " or ".join(map(str, shapes))
@@ -147,9 +156,7 @@ class CacheShape:
             raise TypeError(f"KVCache.append: expected positions of torch.int64, got {positions.dtype}")
         if self.relative:
             return
-        dims = dims or reference.rope.default_dims(self.head_dim)
-        if len(dims) != 3 or sum(dims) != self.head_dim or any(d < 0 or d % 2 for d in dims):
-            raise ValueError(f"KVCache.append: expected three even dims that sum to {self.head_dim}, got {tuple(dims)}")
+        check_dims("KVCache.append", dims or reference.rope.default_dims(self.head_dim), self.head_dim)
         if not 0 < theta < math.inf:
             raise ValueError(f"KVCache.append: expected a finite theta > 0, got {theta}")
 

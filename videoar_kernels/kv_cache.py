@@ -142,10 +142,10 @@ class KVCache:
                 layers, dims, theta or eps.
             TypeError: A dtype differs from the cache's; k_weight is not floating; a layer is not an int.
         """
-        one = isinstance(layer, int)
+        one = isinstance(layer, int) or not isinstance(layer, Sequence)
         layers, ks, vs = ((layer,), (k,), (v,)) if one else (list(layer), list(k), list(v))
         weights = () if k_weight is None else (k_weight,) if one else list(k_weight)
-        length = ks[0].shape[2] if ks and ks[0].ndim == 4 else 0
+        length = ks[0].shape[2] if ks and getattr(ks[0], "ndim", 0) == 4 else 0
         rotation = (eps, dims or (), theta, interleaved)
 
         placed = self.relative and self._placed
@@ -157,7 +157,7 @@ class KVCache:
 
         # The kernel checks the rest, but knows neither other layers nor how many tokens are held.
         fits = 0 < length <= self.capacity - self._cursors.length and self._shape.has(layers)
-        if not fits or self.relative or (positions is not None and positions.dtype != torch.int64):
+        if not fits or self.relative or (positions is not None and getattr(positions, "dtype", None) != torch.int64):
             check()
         stored = None if self.relative else positions
         if self.relative and not placed:

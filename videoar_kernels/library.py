@@ -43,7 +43,12 @@ def run(op: Callable, check: Callable[[], object], first: Tensor | list[Tensor],
         rest: the other arguments.
     """
     leading = first[0] if type(first) is list else first
-    if _is_grad_enabled() or not leading.is_cpu or _is_compiling():
+    try:
+        checked_first = _is_grad_enabled() or not leading.is_cpu or _is_compiling()
+    except AttributeError:  # no tensor
+        check()
+        raise
+    if checked_first:
         check()
         return op(first, *rest)
     # As torch._C._AutoDispatchBelowAutograd does, in a third of its time.

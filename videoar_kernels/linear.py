@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor, whole
 from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
@@ -96,7 +97,7 @@ def packed_linear(
     """
     if out is None:
         return run(_op, lambda: _check(x, packed, out_features, bias), x, packed, bias, out_features)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, out)):
+    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (x, bias, out)):
         raise ValueError("packed_linear: expected tensors that need no gradient with out=, got one that does")
     run_into(
         out,
@@ -180,6 +181,7 @@ def _packed_shape(dtype: torch.dtype, out_features: int, in_features: int) -> tu
 
 
 def _check_weight(weight: Tensor) -> None:
+    check_tensor("pack_linear_weight", "weight", weight)
     if weight.ndim != 2:
         raise ValueError(f"pack_linear_weight: expected weight (out_features, in_features), got {tuple(weight.shape)}")
     if weight.dtype not in WEIGHT_DTYPES:
@@ -187,9 +189,10 @@ def _check_weight(weight: Tensor) -> None:
 
 
 def _check_packed(op: str, packed: Tensor, out_features: int, in_features: int) -> None:
+    check_tensor(op, "packed", packed)
     if packed.dtype not in WEIGHT_DTYPES:
         raise TypeError(f"{op}: expected packed of {WEIGHT_DTYPES}, got {packed.dtype}")
-    if out_features < 0 or in_features < 0:
+    if whole(op, "out_features", out_features) < 0 or whole(op, "in_features", in_features) < 0:
         raise ValueError(f"{op}: expected sizes of at least 0, got {out_features} outputs and {in_features} inputs")
     expected = _packed_shape(packed.dtype, out_features, in_features)
     if packed.shape != expected:
@@ -200,6 +203,7 @@ def _check_packed(op: str, packed: Tensor, out_features: int, in_features: int) 
 
 
 def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) -> None:
+    check_tensor("packed_linear", "x", x)
     if x.dtype not in ELEMENT_DTYPES:
         raise TypeError(f"packed_linear: expected x of one of {ELEMENT_DTYPES}, got {x.dtype}")
     if x.ndim == 0:
@@ -209,6 +213,8 @@ def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) ->
         raise ValueError(
             f"packed_linear: expected packed contiguous on {x.device}, got strides {packed.stride()} on {packed.device}"
         )
+    if bias is not None:
+        check_tensor("packed_linear", "bias", bias)
     if bias is not None and (bias.shape != (out_features,) or bias.device != x.device):
         raise ValueError(
             f"packed_linear: expected bias ({out_features},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
@@ -219,6 +225,7 @@ def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) ->
 
 def _check_out(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None, out: Tensor) -> None:
     _check(x, packed, out_features, bias)
+    check_tensor("packed_linear", "out", out)
     shape = (*x.shape[:-1], out_features)
     if out.shape != shape or out.dtype != x.dtype or out.device != x.device:
         raise ValueError(

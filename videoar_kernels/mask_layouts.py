@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from .argument_types import whole
 from .mask_ranges import integers, runs
 
 MAX_LENGTH = 2**31 - 1
@@ -34,10 +35,11 @@ def multiscale(
 ) -> Layout:
     """See RangeMask.multiscale."""
     check_lengths("multiscale", text_len=text_len, frames=frames)
-    _check_window("multiscale", window)
+    window = _window("multiscale", window)
     sizes = _positive("multiscale", "scales", [h * w for h, w in scales])
     ends = np.cumsum(sizes)
     steps, tokens = len(sizes), int(ends[-1])
+    check_lengths("multiscale", **{"length in all": int(text_len) + int(frames) * tokens})
     batch, samples, found = _earlier_frames("multiscale", frames, window, frame_keep)
 
     sample, frame, step = np.indices((samples, frames, steps)).reshape(3, -1)
@@ -60,7 +62,7 @@ def multiscale(
 
 def units(unit_lens: Sequence[int], text_len: int, window: int | None, sink: int, direction: str) -> Layout:
     """See RangeMask.units."""
-    offsets = _unit_offsets("units", unit_lens, text_len, window, sink)
+    offsets, window = _unit_offsets("units", unit_lens, text_len, sink), _window("units", window)
     if direction not in ("forward", "backward", "full"):
         raise ValueError(f'RangeMask.units: expected direction "forward", "backward" or "full", got {direction!r}')
     count = len(offsets) - 1
@@ -83,7 +85,7 @@ def units(unit_lens: Sequence[int], text_len: int, window: int | None, sink: int
 
 def teacher_forcing(unit_lens: Sequence[int], text_len: int, window: int | None, sink: int) -> Layout:
     """See RangeMask.teacher_forcing."""
-    clean = _unit_offsets("teacher_forcing", unit_lens, text_len, window, sink)
+    clean, window = _unit_offsets("teacher_forcing", unit_lens, text_len, sink), _window("teacher_forcing", window)
     noisy = clean + (clean[-1] - clean[0])
     count = len(clean) - 1
     unit = np.arange(count)
@@ -102,21 +104,19 @@ def teacher_forcing(unit_lens: Sequence[int], text_len: int, window: int | None,
 
 def check_lengths(name: str, **lengths: int) -> None:
     for what, value in lengths.items():
-        _check_whole(name, what, value)
+        value = whole(f"RangeMask.{name}", what, value)
         if not 0 <= value <= MAX_LENGTH:
             raise ValueError(f"RangeMask.{name}: expected {what} between 0 and {MAX_LENGTH}, got {value}")
 
 
-def _check_whole(name: str, what: str, value: object) -> None:
-    if not hasattr(value, "__index__"):
-        raise TypeError(f"RangeMask.{name}: expected {what} as int, got {value!r}")
-
-
-def _check_window(name: str, window: int | None) -> None:
-    if window is not None:
-        _check_whole(name, "window", window)
-    if window is not None and window < 0:
+def _window(name: str, window: int | None) -> int | None:
+    """The window as an int; no mask is longer than MAX_LENGTH."""
+    if window is None:
+        return None
+    number = whole(f"RangeMask.{name}", "window", window)
+    if number < 0:
         raise ValueError(f"RangeMask.{name}: expected window of at least 0 or None, got {window}")
+    return min(number, MAX_LENGTH)
 
 
 def _positive(name: str, what: str, sizes: Sequence[int]) -> np.ndarray:
@@ -126,9 +126,8 @@ def _positive(name: str, what: str, sizes: Sequence[int]) -> np.ndarray:
     return sizes
 
 
-def _unit_offsets(name: str, unit_lens: Sequence[int], text_len: int, window: int | None, sink: int) -> np.ndarray:
+def _unit_offsets(name: str, unit_lens: Sequence[int], text_len: int, sink: int) -> np.ndarray:
     check_lengths(name, text_len=text_len, sink=sink)
-    _check_window(name, window)
     sizes = _positive(name, "unit_lens", unit_lens)
     return text_len + np.concatenate([[0], np.cumsum(sizes)])
 

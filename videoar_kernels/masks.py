@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import mask_layouts, mask_ranges, mask_views
+from .argument_types import check_tensor
 from .mask_layouts import Layout
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class RangeMask:
         Raises:
             ValueError: another dtype or number of dimensions.
         """
+        check_tensor("RangeMask.from_dense", "dense", dense)
         if dense.dtype != torch.bool or dense.dim() not in (2, 3):
             raise ValueError(
                 "RangeMask.from_dense: expected dense of dtype bool and shape (q_len, k_len) or (batch, q_len, k_len), "
@@ -199,7 +201,7 @@ class RangeMask:
         Raises:
             ValueError: no mask, a batched one, or different lengths.
         """
-        if not masks or any(m.batch is not None for m in masks):
+        if not masks or any(not isinstance(m, RangeMask) or m.batch is not None for m in masks):
             raise ValueError("RangeMask.stack: expected at least one mask, all unbatched")
         q_len, k_len = masks[0].q_len, masks[0].k_len
         for mask in masks:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import gradients_of, into_out, register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
@@ -91,8 +92,11 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, out: Tensor | None = N
 def _check_adaln(inputs: tuple, out: Tensor | None) -> None:
     x, scale, shift, weight, eps = inputs
     _check_tokens("adaln_norm", "x", x)
-    _check_modulation("adaln_norm", "scale", x, scale)
-    _check_modulation("adaln_norm", "shift", x, shift)
+    for name, m in (("scale", scale), ("shift", shift)):
+        if m is not None:
+            _check_modulation("adaln_norm", name, x, m)
+    if weight is not None:
+        check_tensor("adaln_norm", "weight", weight)
     if weight is not None and (weight.shape != x.shape[-1:] or weight.device != x.device):
         raise ValueError(
             f"adaln_norm: expected weight ({x.shape[-1]},) on {x.device}, got {tuple(weight.shape)} on {weight.device}"
@@ -108,6 +112,7 @@ def _check_adaln(inputs: tuple, out: Tensor | None) -> None:
 def _check_gated(inputs: tuple, out: Tensor | None) -> None:
     x, y, gate = inputs
     _check_tokens("gated_residual", "x", x)
+    check_tensor("gated_residual", "y", y)
     if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
         raise ValueError(
             f"gated_residual: expected y like x {tuple(x.shape)} {x.dtype} on {x.device}, "
@@ -119,15 +124,15 @@ def _check_gated(inputs: tuple, out: Tensor | None) -> None:
 
 
 def _check_tokens(op: str, name: str, x: Tensor) -> None:
+    check_tensor(op, name, x)
     if x.ndim != 3:
         raise ValueError(f"{op}: expected {name} (batch, length, width), got {tuple(x.shape)}")
     if x.dtype not in ELEMENT_DTYPES:
         raise TypeError(f"{op}: expected one of {ELEMENT_DTYPES}, got {x.dtype}")
 
 
-def _check_modulation(op: str, name: str, x: Tensor, m: Tensor | None) -> None:
-    if m is None:
-        return
+def _check_modulation(op: str, name: str, x: Tensor, m: Tensor) -> None:
+    check_tensor(op, name, m)
     batch, length, width = x.shape
     fits = m.shape == (width,) or (m.ndim == 3 and m.shape[0] in (1, batch) and m.shape[2] == width and m.shape[1] > 0)
     if not fits or (m.ndim == 3 and length % m.shape[1]) or m.device != x.device:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
@@ -68,7 +69,9 @@ def qk_norm_rope(
 
 def _check(inputs: tuple, out: tuple[Tensor, Tensor] | None) -> None:
     q, k, q_weight, k_weight, positions, eps, dims, theta, _, full_width = inputs
+    check_tensor("qk_norm_rope", "q", q)
     check_rotation("qk_norm_rope", q, positions, dims, theta)
+    check_tensor("qk_norm_rope", "k", k)
     if k.shape[:1] + k.shape[2:] != q.shape[:1] + q.shape[2:] or k.ndim != 4:
         expected = f"({q.shape[0]}, *, {q.shape[2]}, {q.shape[3]})"
         raise ValueError(f"qk_norm_rope: expected k of shape {expected}, got {tuple(k.shape)}")
@@ -84,6 +87,8 @@ def _check(inputs: tuple, out: tuple[Tensor, Tensor] | None) -> None:
 
 def _check_weight(name: str, x: Tensor, weight: Tensor | None, full_width: bool) -> None:
     width = x.shape[1] * x.shape[3] if full_width else x.shape[3]
+    if weight is not None:
+        check_tensor("qk_norm_rope", name, weight)
     if weight is not None and (weight.shape != (width,) or weight.device != x.device):
         expected = f"({width},) on {x.device}"
         got = f"{tuple(weight.shape)} on {weight.device}"

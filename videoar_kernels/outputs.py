@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from videoar_kernels.argument_types import check_tensor
+
 Inputs = Mapping[str, Tensor | None]
 _NONE: Inputs = {}
 
@@ -23,6 +25,7 @@ def check_out(op: str, name: str, out: Tensor, like: Tensor, inputs: Inputs, oth
             not overlap one partly.
         others: tensors that `out` must be apart from.
     """
+    check_tensor(op, name, out)
     read = (*inputs.values(), *others.values())
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *read)):
         raise ValueError(f"{op}: expected tensors that need no gradient with {name}, got one that does")

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor, whole
+from videoar_kernels.pyramid_checks import check_scales
 
 
 def multiscale_positions(
@@ -38,16 +40,18 @@ def multiscale_positions(
         int64 (text_len + frames * sum(h * w), 3).
 
     Raises:
-        ValueError: an unknown align, no scales, or a negative length.
+        ValueError: an unknown align, no scales, or a negative length. TypeError: one that is no integer.
 
     Source: paper S, Eq. 7.
     """
     if align not in ("index", "grid"):
         raise ValueError(f'multiscale_positions: expected align "index" or "grid", got {align!r}')
-    if not scales or min(min(scale) for scale in scales) < 1 or text_len < 0 or frames < 0:
+    text_len = whole("multiscale_positions", "text_len", text_len)
+    frames = whole("multiscale_positions", "frames", frames)
+    check_scales("multiscale_positions", scales, None)
+    if text_len < 0 or frames < 0:
         raise ValueError(
-            f"multiscale_positions: expected at least one scale of positive size and lengths >= 0, "
-            f"got text_len {text_len}, frames {frames}, scales {list(scales)}"
+            f"multiscale_positions: expected text_len and frames >= 0, got text_len {text_len} and frames {frames}"
         )
     return reference.rope.multiscale_positions(text_len, frames, scales, align, device=device)
 
@@ -76,10 +80,24 @@ def unit_positions(
         int64 (text_len + n, 3).
 
     Raises:
-        ValueError: a negative size.
+        ValueError: a negative size, or an order that is no list of indices. TypeError: a size that is no integer.
 
     Source: paper U, Sec. 3; Wan 2.1.
     """
+    text_len = whole("unit_positions", "text_len", text_len)
+    grid, start = _triple("grid", grid), _triple("start", start)
     if min(*grid, text_len) < 0:
-        raise ValueError(f"unit_positions: expected sizes >= 0, got grid {tuple(grid)}, text_len {text_len}")
+        raise ValueError(f"unit_positions: expected sizes >= 0, got grid {grid}, text_len {text_len}")
+    if order is not None:
+        check_tensor("unit_positions", "order", order)
+        if order.dtype != torch.int64 or order.ndim != 1:
+            raise ValueError(
+                f"unit_positions: expected order of int64 and one dimension, got {order.dtype} {tuple(order.shape)}"
+            )
     return reference.rope.unit_positions(grid, order=order, text_len=text_len, start=start, device=device)
+
+
+def _triple(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(sizes, Sequence) or len(sizes) != 3:
+        raise ValueError(f"unit_positions: expected {name} as three numbers (t, h, w), got {sizes!r}")
+    return tuple(whole("unit_positions", name, size) for size in sizes)

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bit_checks import check_probability, signed64
+from videoar_kernels.bit_checks import check_probability, expanded, signed64
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.pyramid_checks import (
     check_planes,
     check_result,
     check_scales,
-    expanded,
     flat,
     pairs,
     token_count,
@@ -64,22 +63,22 @@ def pyramid_encode(
     Source: VideoAR (paper S), Eq. 3 and 8. Nothing is saved for backward.
     """
 
+    flips, table = (), None
+
     def check() -> None:
         check_planes("pyramid_encode", "z", z)
         check_scales("pyramid_encode", scales, z.shape[2:4], ends_full=True)
         if flip_p is not None:
-            check_probability("pyramid_encode", flip_p)
+            check_probability("pyramid_encode", flip_p if table is None else table)
         if out is not None:
             _check_encoded(z, scales, *out)
 
-    flips = ()
     if flip_p is not None:
         if seed is None:
             raise ValueError("pyramid_encode: expected a seed with flip_p, got None")
-        table = None
         if isinstance(flip_p, Tensor):
             check_planes("pyramid_encode", "z", z)
-            shape = (z.shape[0], z.shape[1], len(scales))
+            shape = (z.shape[0], z.shape[1], len(flat(scales)) // 2)
             table = expanded("pyramid_encode", "flip_p", flip_p, shape, torch.float64, z.device)
         key, counter = signed64("pyramid_encode", "seed", seed), signed64("pyramid_encode", "offset", offset)
         flips = (flip_p if table is None else 0.0, table, key, counter, inherit)

@@ -55,16 +55,6 @@ def check_planes(name: str, argument: str, x: Tensor) -> None:
         raise ValueError(f"{name}: expected {argument} of shape (B, T, H, W, d >= 1), got {tuple(x.shape)}")
 
 
-def expanded(
-    name: str, argument: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Returns x broadcast to a shape, of this type and on this device, without a gradient."""
-    try:
-        return x.detach().to(device, dtype).expand(shape)
-    except RuntimeError:
-        raise ValueError(f"{name}: expected {argument} broadcastable to {shape}, got {tuple(x.shape)}") from None
-
-
 def check_keep(keep: Tensor, most: int) -> None:
     """Raises ValueError unless every number of scales lies within [0, most]; looked at on the CPU only."""
     if keep.is_cpu and not torch.compiler.is_compiling():

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
-from videoar_kernels.bit_checks import FLOATS, check_float, check_packed
+from videoar_kernels.argument_types import whole
+from videoar_kernels.bit_checks import FLOATS, bits_a_token, check_float, check_packed, expanded
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
-from videoar_kernels.pyramid_checks import check_keep, check_result, check_scales, expanded, flat, pairs, token_count
+from videoar_kernels.pyramid_checks import check_keep, check_result, check_scales, flat, pairs, token_count
 from videoar_kernels.reference.pyramid import Scale, Step
 
 
@@ -49,6 +50,7 @@ def pyramid_decode(
             raise ValueError(
                 f"pyramid_decode: expected keep as integers (B,) or (B, T), got {tuple(keep.shape)} {keep.dtype}"
             )
+        check_packed("pyramid_decode", bits, dim)
         frames = tuple(bits.shape[:2])
         table = keep.reshape(keep.shape + (1,) * (2 - keep.ndim))
         table = expanded("pyramid_decode", "keep", table, frames, torch.int64, bits.device)
@@ -58,13 +60,14 @@ def pyramid_decode(
             raise TypeError(f"pyramid_decode: expected dtype float32, float64, bfloat16 or float16, got {dtype}")
         if check_packed("pyramid_decode", bits, dim) < 1:
             raise ValueError(f"pyramid_decode: expected dim >= 1, got {dim}")
-        check_scales("pyramid_decode", scales, scales[-1] if len(scales) else None)
+        check_scales("pyramid_decode", scales, None)
+        check_scales("pyramid_decode", scales, scales[-1])
         tokens = token_count(flat(scales))
         if bits.ndim != 4 or bits.shape[2] != tokens:
             raise ValueError(f"pyramid_decode: expected bits of shape (B, T, {tokens}, bytes), got {tuple(bits.shape)}")
         if table is not None:
             check_keep(table, len(scales))
-        elif keep is not None and not 0 <= keep <= len(scales):
+        elif keep is not None and not 0 <= whole("pyramid_decode", "keep", keep) <= len(scales):
             raise ValueError(f"pyramid_decode: expected keep within [0, {len(scales)}], got {keep}")
         if out is not None:
             shape = (*bits.shape[:2], *scales[-1], 8 * bits.shape[-1] if dim is None else dim)
@@ -72,11 +75,13 @@ def pyramid_decode(
 
     kept = () if keep is None else (keep,) if table is None else (None, table)
     if out is not None:
-        if out.dtype != dtype or (out.shape[-1:] != (8 * bits.shape[-1] if dim is None else dim,)):
+        if not isinstance(bits, Tensor) or out.dtype != dtype:
+            check()
+        if out.shape[-1:] != (bits_a_token("pyramid_decode", bits) if dim is None else dim,):
             check()
         run_into(out, ops.pyramid_decode_out.default, check, bits, flat(scales), out, *kept)
         return out
-    wide = 8 * bits.shape[-1] if dim is None and bits.ndim else dim or 0
+    wide = bits_a_token("pyramid_decode", bits) if dim is None else dim
     if dtype != torch.float32 or kept:
         kept = (dtype, *kept)
     return run(ops.pyramid_decode.default, check, bits, flat(scales), wide, *kept)
@@ -110,7 +115,7 @@ def pyramid_step(
         check_float("pyramid_step", "total", total)
         if total.ndim != 4 or total.shape[-1] < 1:
             raise ValueError(f"pyramid_step: expected total of shape (B, H, W, d >= 1), got {tuple(total.shape)}")
-        check_packed("pyramid_step", bits, total.shape[-1])
+        check_packed("pyramid_step", bits, total.shape[-1], like=total)
         check_scales("pyramid_step", pair, total.shape[1:3])
         expected = (total.shape[0], scale[0] * scale[1], bits.shape[-1])
         if bits.shape != expected:

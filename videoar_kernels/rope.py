@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import reference
+from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.outputs import check_out
@@ -97,6 +98,8 @@ def _check(op: str, inputs: tuple, **written: Tensor) -> None:
 
 def check_rotation(op: str, x: Tensor, positions: Tensor, dims: Sequence[int] | None, theta: float) -> None:
     """Raises what `rope_3d` promises, in the name of `op`."""
+    check_tensor(op, "x", x)
+    check_tensor(op, "positions", positions)
     if x.ndim != 4 or x.shape[-1] % 2:
         raise ValueError(f"{op}: expected (batch, heads, length, even head_dim), got {tuple(x.shape)}")
     if x.dtype not in ELEMENT_DTYPES:
@@ -109,10 +112,18 @@ def check_rotation(op: str, x: Tensor, positions: Tensor, dims: Sequence[int] | 
         raise TypeError(f"{op}: expected positions of one of {POSITION_DTYPES}, got {positions.dtype}")
     if positions.device != x.device:
         raise ValueError(f"{op}: expected positions on {x.device}, got {positions.device}")
-    if dims is not None and (len(dims) != 3 or sum(dims) != head_dim or any(dim < 0 or dim % 2 for dim in dims)):
-        raise ValueError(f"{op}: expected three even dims that add up to {head_dim}, got {list(dims)}")
+    if dims is not None:
+        check_dims(op, dims, head_dim)
     if not 0 < theta < math.inf:
         raise ValueError(f"{op}: expected a finite theta above 0, got {theta}")
+
+
+def check_dims(op: str, dims: Sequence[int], head_dim: int) -> None:
+    """Raises ValueError unless `dims` split a head over t, h and w, TypeError where they are no whole numbers."""
+    if not isinstance(dims, Sequence) or not all(isinstance(dim, (int, torch.SymInt)) for dim in dims):
+        raise TypeError(f"{op}: expected dims as three ints, got {dims!r}")
+    if len(dims) != 3 or sum(dims) != head_dim or any(dim < 0 or dim % 2 for dim in dims):
+        raise ValueError(f"{op}: expected three even dims that add up to {head_dim}, got {list(dims)}")
 
 
 def _save_rope(ctx, inputs, output):

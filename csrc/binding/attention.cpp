@@ -41,6 +41,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, doubl
                   "range_attention: q and k do not fit together");
   STD_TORCH_CHECK(s.head_dim >= 1 && s.head_dim <= 256 && s.q_len <= INT32_MAX && s.k_len <= INT32_MAX,
                   "range_attention: expected head_dim 1 to 256, and lengths below 2^31");
+  STD_TORCH_CHECK(std::isfinite(scale), "range_attention: expected a finite scale");
   return s;
 }
 

@@ -202,7 +202,7 @@ K, V = torch.zeros(2, 2, 3, D), torch.zeros(2, 2, 3, D)
          lambda c: c.append(0, K, V, positions=torch.zeros(4, 3, dtype=torch.int64))),
         (TypeError, r"positions of torch.int64, got torch.int32",
          lambda c: c.append(0, K, V, positions=torch.zeros(3, 3, dtype=torch.int32))),
-        (ValueError, r"even dims that sum to 16, got \(8, 8, 8\)",
+        (ValueError, r"even dims that add up to 16, got \[8, 8, 8\]",
          lambda c: c.append(0, K, V, positions=torch.zeros(3, 3, dtype=torch.int64), dims=(8, 8, 8))),
         (ValueError, r"finite theta > 0, got -1",
          lambda c: c.append(0, K, V, positions=torch.zeros(3, 3, dtype=torch.int64), theta=-1.0)),

@@ -43,7 +43,7 @@ def test_unit_positions_keep_a_tokens_place_in_any_order():
 def test_errors_name_what_was_expected():
     cases = [
         ("align", lambda: vk.multiscale_positions(1, 1, [(1, 1)], "middle")),
-        ("at least one scale", lambda: vk.multiscale_positions(1, 1, [])),
+        ("scales as pairs", lambda: vk.multiscale_positions(1, 1, [])),
         ("sizes >= 0", lambda: vk.unit_positions((1, -1, 2))),
     ]
     for message, call in cases:
