@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from videoar.next_unit.denoising import SampledUnit
 from videoar.next_unit.latents import from_cells
 from videoar.next_unit.layout import Grid, UnitLayout
-
-if TYPE_CHECKING:
-    from videoar.next_unit.sampling import SampledUnit
 
 
 @lru_cache(maxsize=256)
@@ -34,6 +31,16 @@ def frames_after(layout: UnitLayout) -> tuple[int, ...]:
         late = [t for t, unit in enumerate(last) if unit > number]
         counts.append(late[0] if late else layout.grid[0])
     return tuple(counts)
+
+
+def ends_frames(layout: UnitLayout) -> tuple[bool, ...]:
+    """Whether after each unit nothing is begun that is not complete: where a stream may take another prompt."""
+    height, width = layout.grid[1:]
+    last = len(layout.units) - 1
+    return tuple(
+        unit == last or layout.offsets[unit + 1] == count * height * width
+        for unit, count in enumerate(frames_after(layout))
+    )
 
 
 def latent_frames(units: Iterable[SampledUnit], layout: UnitLayout, patch: Grid) -> Iterator[Tensor]:

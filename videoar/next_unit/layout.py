@@ -88,6 +88,12 @@ class UnitLayout:
         with torch.inference_mode(False):
             return torch.repeat_interleave(torch.arange(len(self.units)), torch.tensor(self.lengths))
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Frame of the first token of every unit."""
+        times = self.positions()[:, 0]
+        return tuple(int(times[self.within(unit)].min()) for unit in range(len(self.units)))
+
     def positions(self, start: int = 0, *, device: torch.device | str | None = None) -> Tensor:
         """(t, h, w) of every token of the sequence, for RoPE.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from videoar.model_folder import read_json, replaced_folder, write_json
 from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
 from videoar.next_unit.frames import latent_frames
 from videoar.next_unit.layout import Grid, UnitLayout
+from videoar.next_unit.prompt_switch import with_switches
 from videoar.next_unit.sampling import SamplingOptions, UnitDecoder
 from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.next_unit.units import parse_units
@@ -35,6 +36,7 @@ class UnitDefaults:
         window: units before its own that a unit sees; None: all of its clip, and in a stream as many as the last unit
             of a clip sees.
         sink: first units of a stream that every unit sees besides.
+        history: units that a switch of prompts computes anew; None: those of the window.
         fps: frame rate of the clips it was trained on.
         wrap: whether these were sprites on a torus, which are measured as such.
     """
@@ -47,6 +49,7 @@ class UnitDefaults:
     guidance: float = 1.0
     window: int | None = None
     sink: int = 0
+    history: int | None = None
     fps: float = 8.0
     wrap: bool = False
 
@@ -215,6 +218,7 @@ class UnitPipeline:
         *,
         frames: int | None = None,
         seed: int | Sequence[int] = 0,
+        switches: Mapping[float, Prompt | Sequence[Prompt]] | None = None,
         **changes,
     ) -> Iterator[Tensor]:
         """Yield pixels (B, 3, n, H, W) in [-1, 1] as soon as their latent frames are complete.
@@ -222,9 +226,14 @@ class UnitPipeline:
         Args:
             prompts, seed, changes: as `generate`.
             frames: pixel frames in all; without end if None.
+            switches: other prompts, B or one for all, by the second from which they hold: they are taken up where the
+                next unit begins a frame. Times later than the last one taken up may be added while it runs.
+
+        Raises:
+            ValueError: as `generate`, or a switch at the very beginning or earlier.
         """
         left = frames
-        latents = self.latents(prompts, frames=frames, seed=seed, **changes)
+        latents = self.latents(prompts, frames=frames, seed=seed, switches=switches, **changes)
         for video in decode_ahead(latents, self.autoencoder.decode_chunk):
             if left is not None:
                 video = video[:, :, :left]
@@ -238,12 +247,15 @@ class UnitPipeline:
         *,
         frames: int | None = None,
         seed: int | Sequence[int] = 0,
+        switches: Mapping[float, Prompt | Sequence[Prompt]] | None = None,
         **changes,
     ) -> Iterator[Tensor]:
         """Yield latents (B, C, n, H', W') in the order of time as they are complete; arguments as `stream`."""
         chosen = self.with_options(**changes).defaults
         if frames is not None and frames < 1:
             raise ValueError(f"UnitPipeline: expected at least one frame, got {frames}")
+        if switches and min(switches) <= 0:
+            raise ValueError(f"UnitPipeline: expected switches after 0 s, got {min(switches)}")
         count, layout, options = len(prompts), chosen.layout, chosen.options
         config, stride = self.transformer.config, self.autoencoder.config.time_stride
         needed = None if frames is None else 1 + -(-(frames - 1) // stride)  # latent frames
@@ -253,9 +265,20 @@ class UnitPipeline:
             window = len(layout.units) - 1
         text = self.conditioner(prompts)
         uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
-        shape = {"options": options, "clips": clips, "window": window, "sink": chosen.sink}
+        history = None if clips == 1 else chosen.history
+        shape = {"options": options, "clips": clips, "window": window, "sink": chosen.sink, "history": history}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        units = self._decoder(text, layout, shape).decode(text, seeds=seeds, uncond=uncond)
+        decoder = self._decoder(text, layout, shape)
+        units = decoder.decode(text, seeds=seeds, uncond=uncond)
+
+        def switch(said: Prompt | Sequence[Prompt]) -> None:
+            decoder.switch(self.conditioner([said] * count if _is_one(said) else said), uncond)
+
+        def seconds(frames: int) -> float:
+            return (1 + (frames * config.patch[0] - 1) * stride) / chosen.fps
+
+        if switches is not None:
+            units = with_switches(units, layout, switches, seconds=seconds, switch=switch)
         for part in latent_frames(units, layout, config.patch):
             if needed is None:
                 yield part
@@ -271,3 +294,7 @@ class UnitPipeline:
         return self._decoders.get(
             key, text.device, lambda run: UnitDecoder(self.transformer, text, layout, run=run, **shape)
         )
+
+
+def _is_one(said: Prompt | Sequence[Prompt]) -> bool:
+    return said is None or isinstance(said, str | int)

@@ -6,50 +6,20 @@ Source: paper U, Sec. 3.4; the steps of Self-Forcing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from videoar.next_unit.denoising import SampledUnit, SamplingOptions, unit_noise
 from videoar.next_unit.flow import add_noise, clean_from, sampling_levels
 from videoar.next_unit.latents import from_sequence
 from videoar.next_unit.layout import UnitLayout
+from videoar.next_unit.prompt_switch import CleanUnits
 from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
 from videoar.observer import UNOBSERVED, Observer
 from videoar.step_graphs import StepRunner, run_eagerly
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a unit is denoised.
-
-    Args:
-        steps: passes before the clean one.
-        shift: of the noise levels, see `sampling_levels`.
-        method: "renoise": predict the clean unit and add fresh noise of the next level, for distilled models;
-            "euler": follow the flow, for models that were trained by flow matching alone.
-        guidance: flow = uncond + guidance * (cond - uncond); 1 is none.
-    """
-
-    steps: int = 4
-    shift: float = 5.0
-    method: Literal["renoise", "euler"] = "renoise"
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.method not in ("renoise", "euler"):
-            raise ValueError(f"SamplingOptions: expected method 'renoise' or 'euler', got {self.method!r}")
-        sampling_levels(self.steps, self.shift)
-
-
-class SampledUnit(NamedTuple):
-    """A finished unit: its clip and number, and its patches (B, n, patch_width), float32 or wider."""
-
-    clip: int
-    unit: int
-    tokens: Tensor
 
 
 def sample_units(
@@ -97,11 +67,6 @@ def clips_of(units: Iterable[SampledUnit], layout: UnitLayout, patch: tuple[int,
             parts = []
 
 
-def unit_noise(generators: Sequence[torch.Generator], tokens: int, width: int, like: Tensor) -> Tensor:
-    """Fresh noise (B, tokens, width), every sample from its own generator on the CPU, so equal on every device."""
-    return torch.stack([torch.randn(tokens, width, generator=g, device="cpu") for g in generators]).to(like)
-
-
 class UnitDecoder:
     """Decodes clips and streams of one shape; every pass over a unit works in place on the same tensors.
 
@@ -115,10 +80,11 @@ class UnitDecoder:
         options: see there.
         clips: how many at most; None: without end, which needs a window.
         window, sink: as in `sample_units`.
+        history: units, besides the sink, that `switch` computes anew; None: those of the window.
         run: how steps are run: `run_eagerly`, or `CudaGraphs`, which then belong to this decoder alone.
 
     Raises:
-        ValueError: a stream without end and without a window.
+        ValueError: a stream without end and without a window, or a history that is shorter than the window.
     """
 
     @torch.inference_mode(False)  # its tensors are written in later calls, which may be outside
@@ -132,10 +98,13 @@ class UnitDecoder:
         clips: int | None = 1,
         window: int | None = None,
         sink: int = 0,
+        history: int | None = None,
         run: StepRunner = run_eagerly,
     ) -> None:
         if clips is None and window is None:
             raise ValueError("sample_units: expected a window for a stream without end, got None")
+        if history is not None and (window is None or history < window):
+            raise ValueError(f"UnitDecoder: expected a history of at least the window, {window}, got {history}")
         self.model, self.layout, self.options, self.clips, self.run = (
             model,
             layout,
@@ -154,7 +123,6 @@ class UnitDecoder:
         self._timesteps = torch.zeros(rows, dtype=torch.float64, device=device)
         self._levels = torch.zeros(2, dtype=torch.float64, device=device)  # of this pass, and of the next
         self._clip_positions = layout.positions(device=device)
-        self._starts = [int(layout.positions()[layout.within(unit), 0].min()) for unit in range(len(layout.units))]
         self._positions = torch.zeros(longest, 3, dtype=torch.int64, device=device)
         self._text = like.new_zeros(rows, config.text_len, config.text_width)
         sizes = (rows, config.text_len, config.heads, config.head_dim)
@@ -165,6 +133,8 @@ class UnitDecoder:
         self._keys = TextKeys(k, v)
         relative = window is not None and clips != 1
         self.cache = model.new_cache(layout, rows, window=window, sink=sink, clips=clips or 1, relative=relative)
+        self._kept = partial(CleanUnits, layout, sink, window if history is None else history, relative)
+        self._clean = self._kept()
         self.busy = False  # something is being decoded
 
     def decode(
@@ -197,6 +167,7 @@ class UnitDecoder:
         self.busy = True
         try:
             self.cache.reset()
+            self._clean = self._kept()
             with observer.part("text"):
                 self.read(text, uncond)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -215,6 +186,30 @@ class UnitDecoder:
         for part, features in zip(self._text.chunk(self.copies), (text, uncond), strict=False):
             part[:, : features.shape[1]] = features
         self.run(("text",), self._read)
+
+    @torch.no_grad()
+    def switch(self, text: Tensor, uncond: Tensor | None = None) -> None:
+        """Goes on under another prompt, under which the clean units that are still seen are computed anew.
+
+        What dropped units left in the keys of deeper layers is gone then; a history of `depth * window` units gives the
+        keys that this prompt would have made from the beginning. To be called between two units of `decode`.
+
+        Args:
+            text, uncond: as of `decode`.
+
+        Raises:
+            RuntimeError: nothing is being decoded. ValueError: another number of prompts.
+        """
+        if not self.busy:
+            raise RuntimeError("UnitDecoder.switch: expected a stream that is being decoded, got none")
+        if text.shape[0] != self.batch:
+            raise ValueError(f"UnitDecoder.switch: expected {self.batch} prompts, got {text.shape[0]}")
+        self.read(text, uncond)
+        self.cache.reset()
+        for clip, unit, tokens in self._clean.again():
+            self._x[:, : tokens.shape[1]] = tokens
+            self._place(clip, unit)
+            self._keep(unit)
 
     def _read(self) -> None:
         found = self.model.encode_text(self._text)
@@ -237,10 +232,16 @@ class UnitDecoder:
                     self._noise[:, here] = noises[step + 1]
                 self._pass(unit, level, following)
         with observer.part("clean", frame=number, scale=len(levels)):
-            self._pass(unit, 0.0, 0.0)
-        self.cache.mark_pending(here.stop)  # a replayed pass has not told the cache
+            self._keep(unit)
+        clean = self._x[:, here].clone()
+        self._clean.append(clean)
+        return SampledUnit(clip, unit, clean)
+
+    def _keep(self, unit: int) -> None:
+        """The clean pass, for the cache."""
+        self._pass(unit, 0.0, 0.0)
+        self.cache.mark_pending(self.layout.lengths[unit])  # a replayed pass has not told the cache
         self.cache.commit()
-        return SampledUnit(clip, unit, self._x[:, here].clone())
 
     def _noises(self, generators: Sequence[torch.Generator], tokens: int, count: int) -> Tensor:
         """All noise of a unit, `count` times (B, tokens, patch_width), on its way to the device without a wait."""
@@ -251,12 +252,12 @@ class UnitDecoder:
 
     def _place(self, clip: int, unit: int) -> None:
         """Positions of a unit, where its passes read them."""
-        here, start = self.layout.within(unit), clip * self.layout.grid[0]
+        here, start = self.layout.within(unit), self._clean.start(clip, unit)
         positions = self._positions[: self.layout.lengths[unit]]
         positions.copy_(self._clip_positions[here])
         positions[:, 0] += start
         if self.cache.kv.relative:
-            self.cache.kv.place(positions, start=start + self._starts[unit])
+            self.cache.kv.place(positions, start=start + self.layout.starts[unit])
 
     def _pass(self, unit: int, level: float, following: float) -> None:
         """One pass over a unit, from one noise level to the next; from 0 to 0 it stays as it is."""

@@ -1,0 +1,51 @@
+"""How a unit is denoised: the levels of noise, the two ways from one to the next, and where noise comes from.
+
+Source: paper U, Sec. 3.4; the steps of Self-Forcing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from videoar.next_unit.flow import sampling_levels
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a unit is denoised.
+
+    Args:
+        steps: passes before the clean one.
+        shift: of the noise levels, see `sampling_levels`.
+        method: "renoise": predict the clean unit and add fresh noise of the next level, for distilled models;
+            "euler": follow the flow, for models that were trained by flow matching alone.
+        guidance: flow = uncond + guidance * (cond - uncond); 1 is none.
+    """
+
+    steps: int = 4
+    shift: float = 5.0
+    method: Literal["renoise", "euler"] = "renoise"
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("renoise", "euler"):
+            raise ValueError(f"SamplingOptions: expected method 'renoise' or 'euler', got {self.method!r}")
+        sampling_levels(self.steps, self.shift)
+
+
+class SampledUnit(NamedTuple):
+    """A finished unit: its clip and number, and its patches (B, n, patch_width), float32 or wider."""
+
+    clip: int
+    unit: int
+    tokens: Tensor
+
+
+def unit_noise(generators: Sequence[torch.Generator], tokens: int, width: int, like: Tensor) -> Tensor:
+    """Fresh noise (B, tokens, width), every sample from its own generator on the CPU, so equal on every device."""
+    return torch.stack([torch.randn(tokens, width, generator=g, device="cpu") for g in generators]).to(like)
