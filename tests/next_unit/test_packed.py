@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from closeness import assert_close
-from sharp_backbone import BATCH, CONFIG, GRID, clip, noise_levels, prompt, sharp_backbone
+from sharp_backbone import BATCH, CONFIG, GRID, SCHEMES, clip, config_for, noise_levels, prompt, sharp_backbone
 
-from videoar.next_unit import cube, frame
+from videoar.next_unit import cube
 
 LAYOUT = cube().on(GRID)
 
@@ -46,11 +46,13 @@ def test_what_the_timestep_goes_through_stays_in_float32():
     assert model.dtype == torch.bfloat16
 
 
-def test_a_packed_model_steps_through_a_cache_of_its_dtype():
-    model, layout = sharp_backbone(CONFIG).pack(), frame().on(GRID)
-    cache, text = model.new_cache(layout, BATCH, window=1), model.encode_text(prompt(CONFIG))
+@pytest.mark.parametrize("scheme", [SCHEMES["frame"], SCHEMES["multiscale"]], ids=str)
+def test_a_packed_model_steps_through_a_cache_of_its_dtype(scheme):
+    config, layout = config_for(scheme), scheme.on(GRID)
+    model = sharp_backbone(config).pack()
+    cache, text = model.new_cache(layout, BATCH, window=1), model.encode_text(prompt(config))
     assert cache.kv.dtype == torch.bfloat16 and text.k[0].dtype == torch.bfloat16
-    tokens, levels = clip(layout, CONFIG), noise_levels(layout)
+    tokens, levels = clip(layout, config), noise_levels(layout)
     with torch.no_grad():
         whole = model(tokens, levels, text, layout, direction="forward", window=1)
         for unit in range(len(layout.units)):

@@ -81,12 +81,12 @@ def test_json_holds_every_figure(found, tmp_path):
     data = json.loads((tmp_path / "profile.json").read_text())
     assert data["schema"] == 1
     assert set(data) == {
-        "schema", "machine", "subject", "included", "rounds", "ours", "eager", "disagreement", "limits", "memory",
-        "gpu", "speedup",
+        "schema", "machine", "subject", "included", "rounds", "ours", "bare", "eager", "disagreement", "limits",
+        "memory", "gpu", "speedup",
     }  # fmt: skip
     assert set(data["ours"]) == {
-        "name", "computes_in", "seconds", "first_clip", "first_frame", "frame_rate", "token_rate", "parts", "steps",
-        "samples", "timeline",
+        "name", "computes_in", "seconds", "first_clip", "first_frame", "frame_rate", "token_rate", "unit", "parts",
+        "steps", "samples", "timeline",
     }  # fmt: skip
     assert set(data["ours"]["seconds"]) == {"median", "p95", "least", "most", "count"}
     assert set(data["ours"]["timeline"][0]) == {"part", "frame", "scale", "begin", "seconds"}

@@ -41,7 +41,8 @@ class Peer(StrEnum):
 
 def profile(
     preset: Annotated[
-        str | None, typer.Option(help="A preset with random weights: L, XL, 4B, S, sprites or tiny.")
+        str | None,
+        typer.Option(help="A preset with random weights: L, XL, 4B, S, sprites, tiny; paper U: 1.3B, sprites, tiny."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A model folder; without it and --preset, the shipped model.")
@@ -50,6 +51,11 @@ def profile(
         str | None, typer.Option(help="Clip as frames x height x width, such as 17x128x128; the model's if not given.")
     ] = None,
     scales: Annotated[str | None, typer.Option(help="With --preset: scales, such as 1,2,4 or 1x1,2x3,4x7.")] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(help='Paper U: its units, such as "frame"; a preset of that paper gets "cube(2, 2, 2)".'),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Paper U: steps before the clean pass; a preset's: 4.")] = None,
     layers: Annotated[
         int | None, typer.Option(help="With --preset: only the first so many layers; it is said.")
     ] = None,
@@ -57,7 +63,9 @@ def profile(
     guidance: Annotated[
         bool | None, typer.Option("--guidance/--no-guidance", help="Run each step without the condition too.")
     ] = None,
-    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode to pixels, or stop at the bits.")] = True,
+    decode: Annotated[
+        bool, typer.Option("--decode/--no-decode", " /--no-vae", help="Decode to pixels, or stop at the latents.")
+    ] = True,
     precision: Annotated[
         Precision | None,
         typer.Option(help="Pack the transformer's weights, as `videoar generate`; bf16 for a preset if not given."),
@@ -66,6 +74,7 @@ def profile(
     device: Annotated[Device | None, typer.Option(help="The GPU where there is one, if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Timed clips; as many as fit --seconds if not given.")] = None,
     seconds: Annotated[float, typer.Option(help="Of timing, about; 3 clips at least.")] = 10.0,
+    once: Annotated[bool, typer.Option("--once", help="One clip and no other, for what takes minutes.")] = False,
     compare: Annotated[Peer | None, typer.Option(help="Run the same model in eager PyTorch beside it.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with a timeline.")] = None,
@@ -74,12 +83,15 @@ def profile(
     import torch
     from rich.console import Console
 
+    from videoar.next_scale.config import PRESETS
     from videoar.next_scale.shipped import shipped_model
+    from videoar.profiling.contender import Options
     from videoar.profiling.measure import profile as measure
     from videoar.profiling.page import save_page
     from videoar.profiling.shapes import parse_scales, parse_shape
-    from videoar.profiling.subject import Options, folder_subject, preset_subject
+    from videoar.profiling.subject import folder_subject, preset_subject
     from videoar.profiling.table import print_profile
+    from videoar.profiling.unit_subject import SHAPES, unit_folder_subject, unit_preset_subject
 
     with readable_errors():
         if preset and model:
@@ -97,21 +109,30 @@ def profile(
             dtype=dtype.dtype if dtype else None,
             compare_eager=compare is not None,
         )
-        sizes = {
-            "shape": parse_shape(shape) if shape else None,
-            "scales": parse_scales(scales) if scales else None,
-        }
+        if once and rounds is not None:
+            raise ValueError("profile: expected --once or --rounds, got both")
+        only_in_u = preset in SHAPES and preset not in PRESETS
+        of_u = units is not None or steps is not None or only_in_u or (model and (model / "autoencoder").is_dir())
+        if of_u and scales:
+            raise ValueError("profile: expected --scales only for paper S")
+        sizes = {"shape": parse_shape(shape) if shape else None}
+        chosen = {"units": units, "steps": steps}
+        if preset:
+            sizes["layers"] = layers
+            chosen = {"units": units or "cube(2, 2, 2)", "steps": steps or 4}
+        elif layers is not None:
+            raise ValueError("profile: expected --layers only with --preset")
+        if not of_u:
+            chosen = {"scales": parse_scales(scales) if scales else None}
         with console.status("building the model") as status:
             if preset:
-                subject = preset_subject(preset, options, layers=layers, **sizes)
+                subject = (unit_preset_subject if of_u else preset_subject)(preset, options, **sizes, **chosen)
             else:
-                if layers is not None:
-                    raise ValueError("profile: expected --layers only with --preset")
                 folder = model or shipped_model()
                 if folder is None:
                     raise ValueError("profile: expected --preset or --model: this installation ships no model")
-                subject = folder_subject(folder, options, **sizes)
-            found = measure(subject, rounds=rounds, seconds=seconds, progress=status.update)
+                subject = (unit_folder_subject if of_u else folder_subject)(folder, options, **sizes, **chosen)
+            found = measure(subject, rounds=rounds, seconds=seconds, once=once, progress=status.update)
         print_profile(found, Console())
         if json is not None:
             found.save(json)

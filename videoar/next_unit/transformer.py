@@ -248,7 +248,8 @@ class NextUnitTransformer(nn.Module):
             return x
         units = range(len(layout.units)) if units is None else units
         parts = zip(x.split([layout.lengths[unit] for unit in units], dim=1), units, strict=True)
-        return torch.cat([part + self.level_embedding[layout.units[unit].level] for part, unit in parts], dim=1)
+        levels = self.level_embedding.to(x.dtype)
+        return torch.cat([part + levels[layout.units[unit].level] for part, unit in parts], dim=1)
 
     def _run(
         self,

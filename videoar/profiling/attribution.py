@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from videoar.profiling.contender import Contender, Subject
 from videoar.profiling.recorder import Clip
 from videoar.profiling.result import BETWEEN, Part, Spread, StepRow, Timed, median_clip
-from videoar.profiling.subject import Subject
-from videoar.profiling.work import Step, TransformerWork, Work, decoder_work
+from videoar.profiling.work import Work
 
-ORDER = ("text", "prefill", "transformer", "sampling", "step", "decode")
+ORDER = ("text", "prefill", "noise", "transformer", "clean", "sampling", "step", "decode")
 
 
 class Attribution:
@@ -18,45 +18,41 @@ class Attribution:
 
     Args:
         subject: what ran.
-        weight_bytes: of one number of the transformer's weights and cache.
         flop_rate, byte_rate: the machine's limits.
     """
 
-    def __init__(self, subject: Subject, weight_bytes: int, flop_rate: float, byte_rate: float) -> None:
+    def __init__(self, subject: Subject, flop_rate: float, byte_rate: float) -> None:
         self.subject, self.rates = subject, (flop_rate, byte_rate)
-        rows = subject.options.batch * (1 if subject.guidance.is_one else 2)
-        transformer = TransformerWork(subject.config, rows, weight_bytes=weight_bytes, cache_bytes=weight_bytes)
-        self.steps: list[Step] = transformer.steps(subject.latent_frames)
-        stepwise = [step.work for step in self.steps]
-        # Where a step is one CUDA graph it is not divided further.
-        self.works: dict[str, list[Work]] = {
-            "prefill": [transformer.text()],
-            "transformer": stepwise,
-            "step": stepwise,
-        }
-        if subject.options.decode:
-            config, batch = subject.pipeline.tokenizer.config, subject.options.batch
-            self.works["decode"] = decoder_work(config, subject.latent_frames, batch, element_bytes=4)
+        self.work = subject.work()
 
-    def timed(self, name: str, computes_in: str, first_clip: float, clips: Sequence[Clip]) -> Timed:
+    def timed(self, contender: Contender) -> Timed:
         """The figures of one way of making the clip."""
-        subject = self.subject
+        subject, clips = self.subject, contender.clips
         samples, middle = [clip.seconds for clip in clips], median_clip(clips)
         seconds = Spread.of(samples)
-        tokens = sum(step.tokens for step in self.steps) * subject.options.batch
         return Timed(
-            name=name,
-            computes_in=computes_in,
+            name=contender.name,
+            computes_in=contender.computes_in,
             seconds=seconds,
-            first_clip=first_clip,
+            first_clip=contender.first,
             first_frame=statistics.median(clip.first_frame for clip in clips),
             frame_rate=subject.shape.frames * subject.options.batch / seconds.median,
-            token_rate=tokens / seconds.median,
+            token_rate=self.work.tokens * subject.options.batch / seconds.median,
+            unit=self.unit(clips),
             parts=self.parts(clips, middle),
             steps=self.step_rows(clips),
             samples=tuple(samples),
             timeline=middle.spans,
         )
+
+    def unit(self, clips: Sequence[Clip]) -> Spread | None:
+        """Seconds of a unit, over all units of all clips."""
+        found: dict[tuple[int, int], float] = {}
+        for number, clip in enumerate(clips):
+            for span in clip.spans:
+                if span.part in self.work.unit_parts:
+                    found[number, span.frame] = found.get((number, span.frame), 0.0) + span.seconds
+        return Spread.of(list(found.values())) if found else None
 
     def parts(self, clips: Sequence[Clip], middle: Clip) -> tuple[Part, ...]:
         sums = [clip.part_seconds() for clip in clips]
@@ -65,7 +61,7 @@ class Attribution:
         return tuple(self._part(name, chosen[name], middle.seconds, [found[name] for found in sums]) for name in names)
 
     def _part(self, name: str, chosen: float, clip: float, samples: list[float]) -> Part:
-        seconds, works = Spread.of(samples), self.works.get(name)
+        seconds, works = Spread.of(samples), self.work.parts.get(name)
         if not works:
             return Part(name, chosen, chosen / clip, seconds)
         whole = sum(works, Work())
@@ -95,13 +91,15 @@ class Attribution:
                 for part, seconds in parts.items():
                     found.setdefault(place, {}).setdefault(part, []).append(seconds)
         rows = []
-        for step in self.steps:
+        for step in self.work.steps:
             parts = {part: statistics.median(s) for part, s in found.get((step.frame, step.scale), {}).items()}
             rows.append(
                 StepRow(
                     frame=step.frame,
                     scale=step.scale,
-                    size=self.subject.config.scales[step.scale],
+                    size=step.size,
+                    group=step.group,
+                    place=step.place,
                     tokens=step.tokens,
                     seen=step.seen,
                     seconds=sum(parts.values()),

@@ -13,6 +13,8 @@ COLOURS = {
     "text": "#7b5ea7",
     "prefill": "#b279a2",
     "transformer": "#2f6db5",
+    "noise": "#e39b34",
+    "clean": "#5f9ed1",
     "sampling": "#e39b34",
     "step": "#2f6db5",
     "decode": "#3c9a6e",
@@ -75,7 +77,7 @@ def steps(timed: Timed) -> str:
     for index, row in enumerate(rows):
         marks += _column(row, LEFT + each * index, each, y)
         if row.scale == 0:
-            marks.append(_label(LEFT + each * index, height + 14, f"frame {row.frame}"))
+            marks.append(_label(LEFT + each * index, height + 14, row.place.split(",")[0]))
     return _svg(height + 20, marks, f"steps: {timed.name}")
 
 
@@ -102,10 +104,7 @@ def readings(gpu: Gpu) -> str:
 def _column(row: StepRow, left: float, each: float, y: Callable[[float], float]) -> Iterable[str]:
     at, gap = 0.0, min(2.0, each / 5)
     texts = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in row.parts.items())
-    title = (
-        f"frame {row.frame}, scale {row.size[0]}x{row.size[1]}: {texts}; the limits allow {time_text(row.floor)}; "
-        f"{row.tokens} tokens see {row.seen}"
-    )
+    title = f"{row.place}: {texts}; the limits allow {time_text(row.floor)}; {row.tokens} tokens see {row.seen}"
     for name, seconds in row.parts.items():
         yield _bar(left + gap / 2, y(at + seconds), each - gap, y(at) - y(at + seconds), _colour(name), title)
         at += seconds

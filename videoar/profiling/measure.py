@@ -7,20 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 
 from videoar.observer import Observer
 from videoar.profiling import machine
 from videoar.profiling.attribution import Attribution
-from videoar.profiling.eager_clip import disagreement
-from videoar.profiling.limits import Limit, copy_limit, dtype_name, matmul_limit
+from videoar.profiling.contender import Contender, Subject
+from videoar.profiling.limits import Limit, copy_limit, matmul_limit
 from videoar.profiling.memory import peak_memory
 from videoar.profiling.nvml import NvmlUnavailable, meter_for
-from videoar.profiling.recorder import Clip, Recorder, recorder_for
+from videoar.profiling.recorder import Recorder, recorder_for
 from videoar.profiling.result import Gpu, Profile, Rate, Spread
-from videoar.profiling.subject import Subject
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 50
 WATCHED_SECONDS = 2.0  # NVML's power is a mean over up to a second
@@ -28,19 +26,13 @@ LIMIT_CALLS = {"cpu": 1, "cuda": 20}  # a GPU's are over before the host has not
 Progress = Callable[[str], object]
 
 
-@dataclass
-class Contender:
-    """One way of making the clip, and the clips it made."""
-
-    name: str
-    run: Callable[[Observer], None]
-    computes_in: str
-    first: float = 0.0
-    clips: list[Clip] = field(default_factory=list)
-
-
 def profile(
-    subject: Subject, *, rounds: int | None = None, seconds: float = 10.0, progress: Progress = lambda _: None
+    subject: Subject,
+    *,
+    rounds: int | None = None,
+    seconds: float = 10.0,
+    once: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Profile:
     """Measures a subject.
 
@@ -48,6 +40,7 @@ def profile(
         subject: what to run.
         rounds: timed clips of each contender; None takes as many as fit into `seconds`, from 3 to 50.
         seconds: of timing, about.
+        once: make one clip with each contender and no other, for what takes minutes.
         progress: is told what is being done.
 
     Raises:
@@ -55,39 +48,46 @@ def profile(
     """
     if rounds is not None and rounds < 1:
         raise ValueError(f"profile: expected --rounds of at least 1, got {rounds}")
-    device = subject.options.device
-    transformer, recorder = subject.pipeline.transformer, recorder_for(device)
-    computing = subject.options.pack or transformer.dtype
-    contenders = [Contender("videoar", subject.run, dtype_name(computing))]
-    apart = None
-    if subject.eager is not None:
-        progress("comparing logits with eager PyTorch's")
-        apart = _checked_disagreement(subject)
-        contenders.append(Contender("eager", subject.run_eager, dtype_name(subject.eager.twin.start.dtype)))
-    with torch.no_grad(), _no_garbage_collection():
+    device, recorder = subject.options.device, recorder_for(subject.options.device)
+    if subject.options.compare_eager:
+        progress("comparing with eager PyTorch's results")
+    apart = subject.disagreement()
+    contenders = subject.contenders()
+
+    def each() -> None:
         for contender in contenders:
-            progress(f"{contender.name}: first clip")
-            contender.first = recorder.clip(contender.run).seconds
+            progress(f"{contender.name}: {'the clip' if once else 'a clip'}")
+            contender.clips.append(recorder.clip(contender.run))
+            contender.first = contender.first or contender.clips[-1].seconds
+
+    with torch.no_grad(), _no_garbage_collection():
+        if not once:
+            each()
         begin = time.perf_counter()
-        memory = peak_memory(lambda: [recorder.clip(contender.run) for contender in contenders], device)
-        once = time.perf_counter() - begin
-        limits = [matmul_limit(computing, device), copy_limit(device)]
+        memory = peak_memory(each, device)
+        once_each = time.perf_counter() - begin
+        limits = [matmul_limit(subject.computing, device), copy_limit(device)]
         for limit in limits:
             limit.call()
-        count = rounds or max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
-        rates = _rounds(contenders, limits, recorder, device, count, progress)
+        if once:
+            rates = {limit.name: [_rate(limit, recorder, device)] for limit in limits}
+        else:
+            for contender in contenders:
+                contender.clips.clear()
+            rounds = rounds or max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / once_each)))
+            rates = _rounds(contenders, limits, recorder, device, rounds, progress)
         gpu = watch(subject, progress) if device == "cuda" else None
-    flop_rate, byte_rate = (statistics.median(rates[limit.name]) for limit in limits)
-    weight_bytes = torch.empty((), dtype=computing).element_size()
-    attribution = Attribution(subject, weight_bytes, flop_rate, byte_rate)
-    timed = [attribution.timed(c.name, c.computes_in, c.first, c.clips) for c in contenders]
+    attribution = Attribution(subject, *(statistics.median(rates[limit.name]) for limit in limits))
+    timed = {contender.name: attribution.timed(contender) for contender in contenders}
+    cold = ("One clip was made, without one before it: the figures hold all that is made once.",) if once else ()
     return Profile(
         machine=machine.describe(device),
         subject=subject.facts,
-        included=(*subject.includes, f"Parts are timed by {recorder.how}."),
-        rounds=count,
-        ours=timed[0],
-        eager=timed[1] if len(timed) > 1 else None,
+        included=(*cold, *subject.includes, f"Parts are timed by {recorder.how}."),
+        rounds=1 if once else rounds,
+        ours=timed["videoar"],
+        bare=timed.get("without decoding"),
+        eager=timed.get("eager"),
         disagreement=apart,
         limits=tuple(
             Rate(name, "FLOP/s" if name.startswith("matmul") else "B/s", Spread.of(values))
@@ -96,18 +96,6 @@ def profile(
         memory=memory,
         gpu=gpu,
     )
-
-
-def _checked_disagreement(subject: Subject) -> float:
-    transformer = subject.pipeline.transformer
-    rows = 1 if subject.guidance.is_one else 2
-    features = subject.pipeline.conditioner(subject.prompts[:1]).expand(rows, -1, -1)
-    found = disagreement(transformer, subject.eager.twin, features, subject.latent_frames)
-    exact = transformer.dtype == torch.float32 and subject.options.pack in (None, torch.float32)
-    allowed = 1e-3 if exact else 0.05
-    if not found < allowed:
-        raise ValueError(f"profile: expected eager PyTorch's logits within {allowed}, got {found:.2g} apart")
-    return found
 
 
 def _rounds(
@@ -121,16 +109,16 @@ def _rounds(
         for contender in contenders[start:] + contenders[:start]:
             contender.clips.append(recorder.clip(contender.run))
         for limit in limits:
-            rates[limit.name].append(LIMIT_CALLS[device] * limit.work / recorder.clip(_repeated(limit, device)).seconds)
+            rates[limit.name].append(_rate(limit, recorder, device))
     return rates
 
 
-def _repeated(limit: Limit, device: str) -> Callable[[Observer], None]:
+def _rate(limit: Limit, recorder: Recorder, device: str) -> float:
     def calls(_: Observer) -> None:
         for _ in range(LIMIT_CALLS[device]):
             limit.call()
 
-    return calls
+    return LIMIT_CALLS[device] * limit.work / recorder.clip(calls).seconds
 
 
 def watch(subject: Subject, progress: Progress) -> Gpu:
@@ -141,10 +129,11 @@ def watch(subject: Subject, progress: Progress) -> Gpu:
     except NvmlUnavailable as error:
         return Gpu(absent=str(error))
     recorder = recorder_for(subject.options.device)
+    run = subject.contenders()[0].run
     clips, begin = 0, time.perf_counter()
     with meter.watch() as window:
         while clips < 1 or time.perf_counter() - begin < WATCHED_SECONDS:
-            recorder.clip(subject.run)
+            recorder.clip(run)
             clips += 1
     facts = meter.facts()
     meter.close()

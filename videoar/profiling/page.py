@@ -53,7 +53,8 @@ def page(profile: Profile) -> str:
         "<h2>Timeline of the clip of median time</h2>",
         *(f"<p>{escape(timed.name)}</p>{drawing.timeline(timed, longest)}" for timed in contenders),
         "<h2>Steps</h2>",
-        "<p class=quiet>A column is one (frame, scale), medians; the red line is what the machine's limits allow.</p>",
+        "<p class=quiet>A column is one (frame, scale), or one pass over a unit, medians; the red line is what the "
+        "machine's limits allow.</p>",
         drawing.steps(profile.ours),
         _table(STEP_HEADER, [step_cells(rows) for rows in by_scale(profile.ours)]),
         _gpu(profile),
@@ -74,9 +75,13 @@ def _figures(profile: Profile) -> str:
         (f"{ours.frame_rate:.3g}", "frames/s"),
         (time_text(ours.seconds.median), "a clip, median"),
         (time_text(ours.seconds.p95), f"95th percentile of {ours.seconds.count}"),
-        (time_text(ours.first_frame), "until the first frame"),
+        (time_text(ours.first_frame), "until the first unit" if ours.unit else "until the first frame"),
         (f"{ours.token_rate:,.0f}", "tokens/s"),
     ]
+    if profile.bare:
+        figures.append((f"{profile.bare.frame_rate:.3g}", "frames/s without decoding"))
+    if ours.unit:
+        figures.append((time_text(ours.unit.median), "a unit, median"))
     if profile.speedup:
         figures.append((f"{profile.speedup:.2f}x", "as fast as eager PyTorch"))
     if profile.gpu and profile.gpu.joules_per_frame is not None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from videoar.next_scale.config import TransformerConfig
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.next_unit.config import BackboneConfig
+from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.text import Prompt
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
 
@@ -27,6 +29,27 @@ def random_transformer(
             parameter.fill_(1.0)
         else:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    for block in model.blocks[1:]:
+        block.load_state_dict(model.blocks[0].state_dict())
+    return model.eval()
+
+
+def random_backbone(
+    config: BackboneConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> NextUnitTransformer:
+    """Random weights, the same in every block, as `random_transformer`."""
+    with torch.device("meta"):
+        model = NextUnitTransformer(config)
+    model.to(dtype).to_empty(device=device or torch.get_default_device()).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.") and not name.startswith("blocks.0."):
+            continue
+        if "norm" in name and name.endswith("weight"):
+            parameter.fill_(1.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
     for block in model.blocks[1:]:
         block.load_state_dict(model.blocks[0].state_dict())
     return model.eval()

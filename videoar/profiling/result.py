@@ -45,7 +45,8 @@ class Part:
     """One part of a clip.
 
     Args:
-        name: "text", "prefill", "transformer", "sampling", "decode", or "between parts".
+        name: "text", "prefill", "transformer", "sampling", "step", "decode", in paper U also "noise" and "clean", or
+            "between parts".
         in_median_clip: its seconds in the clip of median time; over all parts they add up to that clip.
         share: of that clip.
         seconds: over all clips.
@@ -69,11 +70,16 @@ class Part:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One (frame, scale): median seconds of all its parts, and what the transformer needs for it."""
+    """One (frame, scale), or in paper U (unit, pass): median seconds of its parts, and what the transformer needs.
+
+    `group` is what a table puts together, `place` its name.
+    """
 
     frame: int
     scale: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
+    group: str
+    place: str
     tokens: int
     seen: int
     seconds: float
@@ -88,13 +94,14 @@ class Timed:
     """One way of making the clip.
 
     Args:
-        name: "videoar" or "eager".
+        name: "videoar", "without decoding" or "eager".
         computes_in: dtype of the transformer.
         seconds: of a clip.
         first_clip: seconds of the very first one, with everything that is made or compiled once.
         first_frame: median seconds until the first frame.
         frame_rate: pixel frames of all clips of the batch a second.
         token_rate: tokens drawn a second; with guidance twice as many are computed.
+        unit: seconds of a unit, noise and all passes; None in paper S.
         parts, steps: where the time goes.
         samples: seconds of every clip.
         timeline: the spans of the clip of median time.
@@ -107,6 +114,7 @@ class Timed:
     first_frame: float
     frame_rate: float
     token_rate: float
+    unit: Spread | None
     parts: tuple[Part, ...]
     steps: tuple[StepRow, ...]
     samples: tuple[float, ...]
@@ -165,8 +173,9 @@ class Profile:
         included: sentences that say what the figures include.
         rounds: how often each contender ran.
         ours: this library.
+        bare: this library without decoding, where that is timed too.
         eager: eager PyTorch, if it was asked for.
-        disagreement: relative difference of the two's logits.
+        disagreement: relative difference of eager PyTorch's logits or flow.
         limits: of the machine.
         memory: name -> bytes.
         gpu: what NVML said; None on a CPU.
@@ -177,6 +186,7 @@ class Profile:
     included: tuple[str, ...]
     rounds: int
     ours: Timed
+    bare: Timed | None
     eager: Timed | None
     disagreement: float | None
     limits: tuple[Rate, ...]

@@ -1,4 +1,4 @@
-"""What is profiled: a pipeline, the size of its clips, and how it is run."""
+"""Paper S as it is profiled: a pipeline, the size of its clips, and how it is run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from videoar.next_scale.config import Scales, TransformerConfig, preset
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
 from videoar.observer import Observer
-from videoar.profiling.eager_clip import EagerClip
+from videoar.profiling.contender import ClipWork, Contender, Options, StepWork, checked_disagreement
+from videoar.profiling.eager_clip import EagerClip, disagreement
 from videoar.profiling.eager_model import EagerTransformer
 from videoar.profiling.limits import dtype_name, emulated
 from videoar.profiling.random_weights import RandomFeatures, random_tokenizer, random_transformer
 from videoar.profiling.shapes import Shape, fitted
+from videoar.profiling.work import TransformerWork, decoder_work
 from videoar.text import ClassEncoder, ClassEncoderConfig, Prompt
 from videoar.tokenizer import TokenizerConfig
 
@@ -42,39 +44,8 @@ SMALL_TOKENIZERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a subject is run.
-
-    Args:
-        device: "cpu" or "cuda".
-        batch: clips at once.
-        guidance: whether each step also runs without the condition; None is the model's own choice.
-        decode: whether pixels are made.
-        pack: dtype to pack the transformer in, as `videoar generate --precision` does; None leaves it.
-        dtype: what a transformer that is not packed computes in; None leaves it.
-        compare_eager: whether eager PyTorch runs beside it.
-    """
-
-    device: str = "cpu"
-    batch: int = 1
-    guidance: bool | None = None
-    decode: bool = True
-    pack: torch.dtype | None = None
-    dtype: torch.dtype | None = None
-    compare_eager: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"profile: expected --batch of at least 1, got {self.batch}")
-        if self.pack is not None and self.dtype is not None:
-            raise ValueError("profile: expected --precision or --dtype, got both")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("profile: expected --device cpu, because this PyTorch sees no GPU")
-
-
 @dataclass
-class Subject:
+class FrameSubject:
     """A pipeline that is ready to be profiled, and its eager twin if asked for."""
 
     pipeline: VideoPipeline
@@ -94,6 +65,45 @@ class Subject:
     def latent_frames(self) -> int:
         return self.pipeline.tokenizer.config.latent_frames(self.shape.frames)
 
+    @property
+    def computing(self) -> torch.dtype:
+        return self.options.pack or self.pipeline.transformer.dtype
+
+    def contenders(self) -> list[Contender]:
+        """Ours, and eager PyTorch if it was asked for."""
+        found = [Contender("videoar", self.run, dtype_name(self.computing))]
+        if self.eager is not None:
+            found.append(Contender("eager", self.run_eager, dtype_name(self.eager.twin.start.dtype)))
+        return found
+
+    def disagreement(self) -> float | None:
+        """How far the two's logits are apart, relative to eager PyTorch's."""
+        if self.eager is None:
+            return None
+        rows = 1 if self.guidance.is_one else 2
+        features = self.pipeline.conditioner(self.prompts[:1]).expand(rows, -1, -1)
+        transformer = self.pipeline.transformer
+        found = disagreement(transformer, self.eager.twin, features, self.latent_frames)
+        return checked_disagreement(found, self.options, transformer.dtype, "logits")
+
+    def work(self) -> ClipWork:
+        """What a clip needs, weights and cache in the transformer's dtype."""
+        size = torch.empty((), dtype=self.computing).element_size()
+        rows = self.options.batch * (1 if self.guidance.is_one else 2)
+        transformer = TransformerWork(self.config, rows, weight_bytes=size, cache_bytes=size)
+        steps = []
+        for step in transformer.steps(self.latent_frames):
+            height, width = self.config.scales[step.scale]
+            place = f"frame {step.frame}, scale {height}x{width}"
+            steps.append(StepWork(step.frame, step.scale, (height, width), f"{height}x{width}", place, *step[2:]))
+        works = [step.work for step in steps]
+        # Where a step is one CUDA graph it is not divided further.
+        parts = {"prefill": [transformer.text()], "transformer": works, "step": works}
+        if self.options.decode:
+            tokenizer = self.pipeline.tokenizer.config
+            parts["decode"] = decoder_work(tokenizer, self.latent_frames, self.options.batch, element_bytes=4)
+        return ClipWork(steps, parts, sum(step.tokens for step in steps))
+
     def run(self, observer: Observer) -> None:
         """Makes one clip as `videoar generate` does."""
         make = self.pipeline.stream if self.options.decode else self.pipeline.latents
@@ -110,7 +120,7 @@ class Subject:
 
 def preset_subject(
     name: str, options: Options, *, shape: Shape | None = None, scales: Scales | None = None, layers: int | None = None
-) -> Subject:
+) -> FrameSubject:
     """A preset with random weights; `layers` cuts it down to its first few blocks.
 
     Raises:
@@ -131,7 +141,7 @@ def preset_subject(
         if classes
         else RandomFeatures(config.text_len, config.text_width, options.device)
     )
-    transformer = random_transformer(config, dtype=_random_dtype(options), device=options.device)
+    transformer = random_transformer(config, dtype=random_dtype(options), device=options.device)
     guidance = GuidanceSchedule.ucf() if classes else GuidanceSchedule.text()
     defaults = SamplingDefaults(guidance=guidance, frames=shape.frames)
     pipeline = VideoPipeline(
@@ -148,7 +158,7 @@ def preset_subject(
 
 def folder_subject(
     folder: Path, options: Options, *, shape: Shape | None = None, scales: Scales | None = None
-) -> Subject:
+) -> FrameSubject:
     """A saved model.
 
     Raises:
@@ -169,19 +179,19 @@ def folder_subject(
     return _ready(pipeline, own, options, {"model": str(folder), "weights": "given"}, f"the conditioner ({kind})")
 
 
-def _random_dtype(options: Options) -> torch.dtype:
+def random_dtype(options: Options) -> torch.dtype:
     if options.compare_eager:
-        return _eager_dtype(options, torch.float32)
+        return eager_dtype(options, torch.float32)
     return options.pack or options.dtype or torch.float32
 
 
-def _eager_dtype(options: Options, own: torch.dtype) -> torch.dtype:
+def eager_dtype(options: Options, own: torch.dtype) -> torch.dtype:
     """What eager PyTorch computes in: the same, but float32 where the processor would crawl."""
     wanted = options.pack or options.dtype or own
     return torch.float32 if emulated(wanted, options.device) else wanted
 
 
-def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[str, str], text: str) -> Subject:
+def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[str, str], text: str) -> FrameSubject:
     transformer, own = pipeline.transformer, pipeline.defaults.guidance
     transformer.requires_grad_(False)
     weights = sum(parameter.numel() for parameter in transformer.parameters())
@@ -189,7 +199,7 @@ def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[
     if options.compare_eager:
         if transformer.config.window is not None:
             raise ValueError("profile: expected a model without a window for --compare eager: the twin keeps all")
-        transformer.to(_eager_dtype(options, transformer.dtype))
+        transformer.to(eager_dtype(options, transformer.dtype))
         eager = EagerClip(pipeline, EagerTransformer(transformer, whole_clips=False).eval())
     if options.pack is not None:
         pipeline.pack(options.pack)
@@ -212,7 +222,7 @@ def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[
         "device": options.device,
     }
     prompts: list[Prompt] = [0 if is_class else ""] * options.batch
-    return Subject(pipeline, shape, options, guidance, prompts, facts, _includes(text, options.decode), eager)
+    return FrameSubject(pipeline, shape, options, guidance, prompts, facts, _includes(text, options.decode), eager)
 
 
 def _includes(text: str, decode: bool) -> list[str]:

@@ -28,30 +28,37 @@ def heading(profile: Profile) -> list[str]:
     """What every figure depends on, and the figures of the whole clip."""
     m, s = profile.machine, profile.subject
     lines = [
-        f"{s['model']} ({s['weights']} weights); {s['clip']}, batch {s['batch']}; scales {s['scales']}",
-        f"transformer {s['transformer']}; tokenizer {s['tokenizer']}; guidance {s['guidance']}",
+        f"{s['model']} ({s['weights']} weights); {s['clip']}, batch {s['batch']}; {_fact(s, 'scales', 'units')}",
+        f"transformer {s['transformer']}; {_fact(s, 'tokenizer', 'autoencoder')}; guidance {s['guidance']}",
         f"{m['device']}, {m['threads']} threads on {m['cores']} cores; torch {m['torch']}, videoar {m['videoar']}, "
         f"{m['date']}",
     ]
-    lines += [f"{timed.name} ({timed.computes_in}): {speed(timed)}" for timed in (profile.ours, profile.eager) if timed]
+    timed = filter(None, (profile.ours, profile.bare, profile.eager))
+    lines += [f"{one.name} ({one.computes_in}): {speed(one)}" for one in timed]
     if profile.speedup:
+        what = "flow differs" if "units" in s else "logits differ"
         lines.append(
-            f"eager PyTorch takes {profile.speedup:.2f} times as long; its logits differ by {profile.disagreement:.1e}"
+            f"eager PyTorch takes {profile.speedup:.2f} times as long; its {what} by {profile.disagreement:.1e}"
         )
     return lines
 
 
+def _fact(facts: dict[str, str], *names: str) -> str:
+    return next(f"{name} {facts[name]}" for name in names if name in facts)
+
+
 def speed(timed: Timed) -> str:
     """The figures of the whole clip in one line."""
+    unit = f"a unit in {spread_text(timed.unit, 'units')}; " if timed.unit else ""
     return (
-        f"{timed.frame_rate:.3g} frames/s; a clip in {spread_text(timed.seconds)}; first frame after "
-        f"{time_text(timed.first_frame)}; {timed.token_rate:,.0f} tokens/s"
+        f"{timed.frame_rate:.3g} frames/s; a clip in {spread_text(timed.seconds)}; {unit}first "
+        f"{'unit' if unit else 'frame'} after {time_text(timed.first_frame)}; {timed.token_rate:,.0f} tokens/s"
     )
 
 
-def spread_text(spread: Spread) -> str:
+def spread_text(spread: Spread, what: str = "clips") -> str:
     """Median, 95th percentile, and of how many."""
-    return f"{time_text(spread.median)} (p95 {time_text(spread.p95)}, {spread.count} clips)"
+    return f"{time_text(spread.median)} (p95 {time_text(spread.p95)}, {spread.count} {what})"
 
 
 def remarks(profile: Profile) -> Iterator[str]:
@@ -106,14 +113,14 @@ def part_cells(part: Part) -> tuple[str, ...]:
     )
 
 
-STEP_HEADER = ("scale", "tokens", "keys", "median", "slowest", "FLOPs", "bytes", "floor", "x floor")
+STEP_HEADER = ("step", "tokens", "keys", "median", "slowest", "FLOPs", "bytes", "floor", "x floor")
 
 
 def step_cells(rows: list[StepRow]) -> tuple[str, ...]:
-    """One scale's texts over all frames, in the order of `STEP_HEADER`; FLOPs and bytes are the last frame's."""
+    """One scale's texts over all frames (one pass's over all units); FLOPs and bytes are the last frame's."""
     last, times = rows[-1], sorted(row.seconds for row in rows)
     return (
-        f"{last.size[0]}x{last.size[1]}",
+        last.group,
         str(last.tokens),
         f"{rows[0].seen}-{last.seen}",
         time_text(statistics.median(times)),
@@ -126,7 +133,7 @@ def step_cells(rows: list[StepRow]) -> tuple[str, ...]:
 
 
 def by_scale(timed: Timed) -> list[list[StepRow]]:
-    """The steps of each scale, over the frames."""
+    """The steps of each scale over the frames, or of each pass over the units."""
     scales = range(1 + max(row.scale for row in timed.steps))
     return [[row for row in timed.steps if row.scale == scale] for scale in scales]
 
@@ -140,7 +147,8 @@ def _parts(timed: Timed) -> Table:
 
 
 def _steps(timed: Timed) -> Table:
-    table = _table(f"{timed.name}: steps of each scale over all frames", STEP_HEADER)
+    over = "pass over all units" if timed.unit else "scale over all frames"
+    table = _table(f"{timed.name}: steps of each {over}", STEP_HEADER)
     for rows in by_scale(timed):
         table.add_row(*step_cells(rows))
     return table
