@@ -150,12 +150,13 @@ def run(*arguments):
 
 
 def test_the_command_profiles_units(tmp_path):
-    done = run("--preset", "tiny", "--units", "frame", "--steps", 1, "--rounds", 1, "--json", tmp_path / "p.json")
+    done = run("--preset", "tiny", "--units", "frame", "--steps", 1, "--once", "--json", tmp_path / "p.json")
     assert done.exit_code == 0, done.output
     assert "without decoding" in done.output and "a unit in" in done.output and "clean pass" in done.output
     assert json.loads((tmp_path / "p.json").read_text())["subject"]["units"].startswith("frame: 3 of 4 tokens, 1 step")
-    once = run("--preset", "tiny", "--units", "frame", "--shape", "1x64x64", "--once", "--no-vae")
-    assert once.exit_code == 0 and "One clip was made" in once.output and "not run (--no-decode)" in once.output
+    once = run("--preset", "tiny", "--units", "frame", "--shape", "1x64x64", "--steps", 1, "--rounds", 1, "--no-vae")
+    assert "One clip was made" in done.output and "One clip was made" not in once.output, once.output
+    assert once.exit_code == 0 and "not run (--no-decode)" in once.output
 
 
 def test_a_saved_model_is_profiled_as_it_is(tmp_path):
