@@ -9,6 +9,7 @@ from videoar.cli.evaluate_units import units
 from videoar.cli.generate import generate
 from videoar.cli.info import info
 from videoar.cli.profile import profile
+from videoar.cli.stream import StreamCommand, stream
 from videoar.cli.train import train_app
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(generate)
+app.command(cls=StreamCommand)(stream)
 app.command()(profile)
 app.command()(info)
 app.add_typer(train_app, name="train")
