@@ -65,3 +65,13 @@ def unit_causal(config: Config, overrides: Overrides = None) -> None:
 
     with readable_errors():
         train(load_config(config, overrides or [], CausalTraining))
+
+
+@train_app.command("unit-dmd")
+def unit_dmd(config: Config, overrides: Overrides = None) -> None:
+    """Distil paper U's causal model into a few-step generator by Symmetric DMD."""
+    from videoar.training.config import load_config
+    from videoar.training.unit_dmd import DmdTraining, train
+
+    with readable_errors():
+        train(load_config(config, overrides or [], DmdTraining))

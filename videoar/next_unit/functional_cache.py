@@ -1,9 +1,9 @@
 """Keys and values of finished units as a value that never changes: the cache of training.
 
-A pass returns the keys and values that it read and made; `commit` gives a new cache that holds them. Whatever was computed
-with a cache can be computed again with it, so recomputing blocks in the backward pass is safe, which it is not where a
-cache is written in place. Every finished unit is held; a window and a sink only decide what is read. No gradient flows
-through the cache.
+A pass returns the keys and values that it read and made; `commit` gives a new cache that holds them. Whatever was
+computed with a cache can be computed again with it, so recomputing blocks in the backward pass is safe, which it is not
+where a cache is written in place. Every finished unit is held; a window and a sink only decide what is read. No
+gradient flows through the cache.
 
 Source: paper U, Sec. 3.3; the rollouts of Self-Forcing.
 """

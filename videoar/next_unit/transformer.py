@@ -267,7 +267,7 @@ class NextUnitTransformer(nn.Module):
         modulation = self.time_projection(time).unflatten(-1, (6, -1))  # (B, units, 6, C)
         for index, block in enumerate(self.blocks):
             inputs = x, modulation, runs, reader.layer(index), (text.k[index], text.v[index])
-            if self.checkpoint_blocks and self.training:
+            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x = block(*inputs)

@@ -144,12 +144,12 @@ def captioned_clips(
     return draw
 
 
-def all_captions(data: ClipsConfig) -> list[str]:
-    """Every caption that the data may show: what the word encoder's vocabulary is made of."""
+def all_captions(data: ClipsConfig, split: str = "all") -> list[str]:
+    """Every caption that the data may show: what the word encoder's vocabulary is made of; a folder has no splits."""
     if data.kind == "sprites":
         return [
             caption_of(Attributes(COLOURS[c.colour], SHAPES[c.shape], DIRECTIONS[c.direction], speed))
-            for c in combinations()
+            for c in combinations(split)
             for speed in SPEEDS
         ]
     folder = _folder(data)

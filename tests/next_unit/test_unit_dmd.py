@@ -1,0 +1,299 @@
+"""Symmetric DMD: its gradient is the written one, every critic and unit trains, a killed run goes on exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sharp_backbone import distance, draw
+from torch import Tensor
+from unit_runs import AUTOENCODER, losses, write_autoencoder
+
+from videoar.model_folder import read_json
+from videoar.next_unit import NextUnitTransformer, cube, preset, sample_units
+from videoar.next_unit.autoencoders import load_autoencoder
+from videoar.next_unit.flow import sampling_levels
+from videoar.next_unit.pipeline import UnitDefaults, UnitPipeline
+from videoar.next_unit.sampling import unit_noise
+from videoar.text import WordEncoder, WordEncoderConfig, WordTokenizer
+from videoar.training.clips import ClipsConfig
+from videoar.training.config import load_config
+from videoar.training.critics_ablation import critics_ablation, table
+from videoar.training.latents import all_captions
+from videoar.training.optimizer import OptimizerConfig
+from videoar.training.score_difference import guided_clean, matching_loss, score_gradient
+from videoar.training.unit_dmd import DmdTraining, Draws, build_objective, build_optimizers, train
+from videoar.training.unit_dmd_objective import CRITICS, Judged, Prompts, SymmetricDmd, draw_judged
+
+GRID = (3, 2, 2)
+UNITS = ["frame", "key_detail(2)", "cube(2, 2, 2)", "multiscale(1x1)"]
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_autoencoder(tmp_path_factory.mktemp("autoencoder"))
+
+
+def write_model(folder: Path, autoencoder: Path, units: str, *, seed: int = 0, **sampling) -> Path:
+    """A pipeline of random weights, whose head is not zero."""
+    defaults = UnitDefaults(units, GRID, wrap=True, **sampling)
+    levels = len(defaults.layout.levels)
+    shape = preset("tiny", depth=1, width=32, channels=AUTOENCODER.latent_channels, text_width=8, text_len=7)
+    torch.manual_seed(0)
+    words = WordTokenizer.from_captions(all_captions(ClipsConfig()), 7).words
+    text = WordEncoder(WordEncoderConfig(words, 8, 7))
+    torch.manual_seed(seed)
+    model = NextUnitTransformer(shape.replace(levels=levels if levels > 1 else 0))
+    torch.nn.init.normal_(model.head.head.weight, std=0.05)
+    UnitPipeline(load_autoencoder(autoencoder), model, text, defaults).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(autoencoder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The folders of start and teacher for units, written once."""
+    written: dict[str, tuple[Path, Path]] = {}
+
+    def folders(units: str) -> tuple[Path, Path]:
+        if units not in written:
+            folder = tmp_path_factory.mktemp("models")
+            start = write_model(folder / "start", autoencoder, units)
+            written[units] = start, write_model(folder / "teacher", autoencoder, units, seed=1, guidance=2.0)
+        return written[units]
+
+    return folders
+
+
+def tiny(models, output: Path, units: str = "cube(2, 2, 2)", **changes) -> DmdTraining:
+    start, teacher = models(units)
+    often = {"log_every": 1, "evaluate_every": 0, "checkpoint_every": 1, "prompts": 0}
+    rest = {"critic_steps": 2, "steps": 2, "batch": 2, **often, **changes}
+    return DmdTraining(output=str(output), start=str(start), teacher=str(teacher), **rest)
+
+
+def test_the_gradient_is_the_written_one():
+    generated, real, one, other = (draw(seed, 3, 4, 5) for seed in range(4))
+    found = score_gradient(generated, real, [one, other])
+    for sample in range(3):
+        size = sum(abs(float(x)) for x in (generated[sample] - real[sample]).flatten()) / 20
+        expected = ((one[sample] + other[sample]) / 2 - real[sample]) / size
+        torch.testing.assert_close(found[sample], expected)
+    generated.requires_grad_()
+    matching_loss(generated, found).backward()
+    torch.testing.assert_close(generated.grad, found / generated.numel())
+
+
+def test_a_clip_that_the_teacher_would_not_change_has_a_finite_gradient():
+    clip = draw(0, 2, 3, 4)
+    assert torch.equal(score_gradient(clip, clip, [clip]), torch.zeros_like(clip))
+
+
+class Gaussian(torch.nn.Module):
+    """The exact flow of clips that are N(mean, deviation^2); without a prompt the mean is 0."""
+
+    def __init__(self, mean: float, deviation: float = 0.5) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, layout, *, direction: str) -> Tensor:
+        assert direction == "full"
+        level = (timesteps / 1000)[:, None, None].to(noisy)
+        mean = self.mean * (text.abs().amax((1, 2), keepdim=True) > 0)
+        variance = ((1 - level) * self.deviation) ** 2 + level**2
+        clean = mean + (1 - level) * self.deviation**2 / variance * (noisy - (1 - level) * mean)
+        return (noisy - clean) / level
+
+
+def test_guidance_is_uncond_plus_scale_times_the_difference():
+    noisy, levels = draw(0, 3, 4, 5), torch.tensor([0.3, 0.5, 0.9], dtype=torch.float64)
+    text, none = torch.ones(3, 2, 6), torch.zeros(1, 2, 6)
+    found = [guided_clean(Gaussian(2.0), noisy, levels, text, none, None, scale) for scale in (0.0, 1.0, 4.0)]
+    torch.testing.assert_close(found[2], found[0] + 4 * (found[1] - found[0]))
+    plain = guided_clean(Gaussian(0.0), noisy, levels, text, none, None, 1.0)
+    assert distance(found[0], plain) < 1e-12 < 1e-2 < distance(found[1], plain)
+
+
+def toy(critics: str) -> SymmetricDmd:
+    """One token of two numbers; the generator starts as N(0, 1)."""
+    shape = preset("tiny", width=16, depth=1, heads=1, ffn_width=32, channels=2, freq_dim=16, patch=(1, 1, 1))
+    torch.manual_seed(0)
+    parts = {way: NextUnitTransformer(shape) for way in CRITICS[critics]}
+    return SymmetricDmd(NextUnitTransformer(shape), parts, cube(1, 1, 1).on((1, 1, 1)), sampling_levels(1))
+
+
+def distilled_mean(teacher: Gaussian, critics: str = "full", steps: int = 50, batch: int = 32) -> float:
+    """The mean of what the toy generates after some steps."""
+    objective = toy(critics)
+    how = OptimizerConfig("adamw", 1e-2, betas=(0.0, 0.999))
+    optimizer = build_optimizers(DmdTraining(generator=how, critic=how), objective)
+    optimizer.set_learning_rate(1.0)
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(torch.ones(batch, 1, 24), torch.zeros(1, 1, 24))
+    for _ in range(steps):
+        for kind in ("critic", "generator"):
+            noise = torch.randn(1, batch, 1, 2, generator=generator)
+            judged = draw_judged(batch, objective.layout, 2, 3.0, generator)
+            made = objective.clips(prompts, noise) if kind == "critic" else objective.roll_out(prompts, noise)
+            objective(made, prompts, judged, teacher)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    noise = torch.randn(1, 512, 1, 2, generator=generator)
+    return float(objective.clips(Prompts(torch.ones(512, 1, 24), prompts.uncond), noise).mean())
+
+
+def test_the_generator_moves_to_where_the_teacher_is():
+    moved, stays = distilled_mean(Gaussian(2.0)), distilled_mean(Gaussian(0.0, deviation=1.0))
+    assert moved > 1.2 and abs(stays) < 0.4, (moved, stays)
+
+
+@pytest.mark.parametrize("critics", CRITICS)
+@pytest.mark.parametrize("units", UNITS)
+def test_every_critic_and_unit_steps(models, tmp_path, units, critics):
+    config = tiny(models, tmp_path, units, critics=critics)
+    start, teacher = map(UnitPipeline.from_pretrained, (config.start, config.teacher))
+    objective = build_objective(config, start, teacher)
+    assert objective.ways == CRITICS[critics] and objective.guidance == 2.0
+    of = teacher if critics == "full" else start
+    for critic in objective.critics:
+        for name, x in critic.state_dict().items():
+            assert torch.equal(x, of.transformer.state_dict()[name]), name
+    draws, optimizer = Draws(config, start), build_optimizers(config, objective)
+    optimizer.set_learning_rate(1.0)
+    before = {name: x.clone() for name, x in objective.state_dict().items()}
+    prompts, noise = draws.rollout(0)
+
+    def moved(made, *rest) -> set[str]:
+        objective(made, prompts, draws.judged(0), *rest)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        changed = {name.split(".")[0] for name, x in objective.state_dict().items() if not torch.equal(x, before[name])}
+        before.update({name: x.clone() for name, x in objective.state_dict().items()})
+        return changed
+
+    assert moved(objective.clips(prompts, noise)) == {"critics"}
+    assert moved(objective.roll_out(prompts, noise), teacher.transformer) == {"generator"}
+
+
+def test_a_critic_sees_under_its_own_mask(models, tmp_path):
+    config = tiny(models, tmp_path, "frame")
+    objective = build_objective(config, *map(UnitPipeline.from_pretrained, (config.start, config.teacher)))
+    ways = []
+    for critic in objective.critics:
+        critic.register_forward_hook(lambda _, args, kwargs, out: ways.append(kwargs["direction"]), with_kwargs=True)
+    judged = Judged(torch.tensor([0.5], dtype=torch.float64), torch.randn(1, 12, 12))
+    objective.critic_loss(torch.randn(1, 12, 12), Prompts(torch.ones(1, 7, 8), torch.zeros(1, 7, 8)), judged)
+    assert ways == ["forward", "backward"]
+
+
+def test_levels_are_clamped_shifted_and_one_a_clip():
+    layout = cube().on(GRID)
+    levels = draw_judged(1000, layout, 3, 5.0, torch.Generator().manual_seed(0)).levels
+    assert levels.shape == (1000,) and levels.min() == 0.02 and levels.max() == 0.98
+    assert abs(float((levels < 5 / 6).double().mean()) - 0.5) < 2e-3  # 5 u / (1 + 4 u) at u = 1/2
+
+
+def test_draws_follow_from_seed_and_number(models, tmp_path):
+    config = tiny(models, tmp_path)
+    start = UnitPipeline.from_pretrained(config.start)
+    (_, one), (_, same), (_, other) = (Draws(config, start).rollout(number) for number in (3, 3, 4))
+    assert torch.equal(one, same) and not (one.shape == other.shape and torch.equal(one, other))
+    steps = {Draws(config, start).rollout(number)[1].shape[0] for number in range(40)}
+    assert steps == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_killed_run_goes_on_exactly(models, tmp_path, monkeypatch, checkpointing):
+    def config(name: str) -> DmdTraining:
+        return tiny(models, tmp_path / name, steps=3, critic_reuse=2, gradient_checkpointing=checkpointing)
+
+    whole = losses(train, config("whole"), monkeypatch)
+    first = losses(train, config("killed"), monkeypatch, killed_after=2)
+    rest = losses(train, config("killed"), monkeypatch)
+    assert first | rest == whole and set(rest) == {2}
+    one, other = (UnitPipeline.from_pretrained(tmp_path / name / "model") for name in ("whole", "killed"))
+    for name, x in one.transformer.state_dict().items():
+        assert torch.equal(x, other.transformer.state_dict()[name]), name
+
+
+def test_a_run_ends_in_a_model_of_few_steps_and_a_curve(models, tmp_path):
+    config = tiny(models, tmp_path, steps=2, critic_only=1, evaluate_every=1, prompts=2, passes=3, generator=fast())
+    model = UnitPipeline.from_pretrained(train(config))
+    assert model.defaults.options == replace(model.defaults.options, steps=3, method="renoise", guidance=1.0)
+    points = read_json(tmp_path / "curve.json")["points"]
+    assert [point["step"] for point in points] == [1, 2] and "colour" in points[0]
+    start = UnitPipeline.from_pretrained(config.start)
+    assert model.generate(["a red ball moving left slowly"]).shape == (1, 3, 9, 64, 64)
+    pairs = zip(model.transformer.parameters(), start.transformer.parameters(), strict=True)
+    assert any(not torch.equal(x, y.half().float()) for x, y in pairs)
+
+
+def fast() -> OptimizerConfig:
+    return OptimizerConfig("adamw", 1e-2, betas=(0.0, 0.999), warmup=1)
+
+
+def test_critics_move_alone_at_first(models, tmp_path):
+    config = tiny(models, tmp_path, steps=1, critic_only=1, generator=fast(), stored_as="float32")
+    model, start = (UnitPipeline.from_pretrained(folder) for folder in (train(config), config.start))
+    for one, other in zip(model.transformer.parameters(), start.transformer.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_clips_of_a_run_are_what_its_model_samples(models, tmp_path):
+    config = tiny(models, tmp_path, "cube(2, 2, 2)")
+    start, teacher = map(UnitPipeline.from_pretrained, (config.start, config.teacher))
+    objective, layout = build_objective(config, start, teacher), start.defaults.layout
+    text = start.conditioner(["a red ball moving left slowly"]).detach()
+    generators, width = [torch.Generator().manual_seed(4)], start.transformer.config.patch_width
+    units = [torch.stack([unit_noise(generators, n, width, text) for _ in range(4)]) for n in layout.lengths]
+    made = objective.clips(Prompts(text, text), torch.cat(units, dim=2))
+    sampled = torch.cat([unit.tokens for unit in sample_units(start.transformer, text, layout, seeds=[4])], dim=1)
+    assert distance(made, sampled) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"critics": "sideways"}, "critics to be one of"), ({"critic_steps": 0}, "at least 1, got 0, 1, 4 and 32")],
+)
+def test_settings_that_make_no_sense_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        DmdTraining(**changes)
+
+
+def test_a_teacher_that_does_not_fit_is_refused(models, autoencoder, tmp_path):
+    config = tiny(models, tmp_path, "multiscale(1x1)")
+    start, levels = UnitPipeline.from_pretrained(config.start), UnitPipeline.from_pretrained(models("frame")[1])
+    with pytest.raises(ValueError, match="expected a teacher of 2 levels, as the units of start have, got 0"):
+        build_objective(config, start, levels)
+    other = UnitPipeline.from_pretrained(config.teacher)
+    torch.nn.init.normal_(other.conditioner.embedding.weight)
+    with pytest.raises(ValueError, match="expected the teacher's text encoder to be that of start"):
+        build_objective(config, start, other)
+
+
+def test_prompts_are_the_captions_of_training(models, tmp_path):
+    heldout = set(all_captions(ClipsConfig(), "heldout"))
+    captions = Draws(tiny(models, tmp_path), UnitPipeline.from_pretrained(models("frame")[0])).captions
+    assert heldout and len(captions) == 460 and not heldout & set(captions)
+
+
+def test_the_shipped_config_is_one():
+    config = load_config(Path(__file__).parents[2] / "configs/sprites/unit_dmd.yaml", ["critics=full"], DmdTraining)
+    assert config.critics == "full" and config.generator.betas == (0.0, 0.999)
+
+
+def test_the_ablation_trains_each_kind_of_critics_once(models, tmp_path, monkeypatch):
+    config = tiny(models, tmp_path, steps=1, critic_steps=1)
+    found = critics_ablation(config, [5], prompts=2)
+    assert set(found) == set(CRITICS) and all(set(scores["5"]) >= {"colour", "total"} for scores in found.values())
+    monkeypatch.setattr("videoar.training.critics_ablation.train", None)
+    assert critics_ablation(config, [5], prompts=2) == found == read_json(tmp_path / "critics.json")
+
+
+def test_the_table_has_the_papers_rows():
+    zeros = dict.fromkeys(("colour", "shape", "direction", "speed"), 0.5)
+    found = {name: {"0": {**zeros, "total": 0.8}, "1": {**zeros, "total": 0.9}} for name in CRITICS}
+    lines = table(found).splitlines()
+    assert lines[0].startswith("| full | causal forward | causal backward | total | colour")
+    assert lines[2].startswith("| x |  |  | 85.0 ± 7.1 | 50.0 ± 0.0") and lines[5].startswith("|  | x | x |")
