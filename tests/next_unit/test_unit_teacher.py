@@ -9,7 +9,7 @@ import torch
 from unit_runs import losses, tiny, write_autoencoder
 
 from videoar.model_folder import read_json
-from videoar.next_unit import NextUnitTransformer, cube, multiscale, preset
+from videoar.next_unit import NextUnitTransformer, cube, frame, multiscale, preset
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.training.latents import LatentBatch
@@ -186,3 +186,23 @@ def test_caption_losses_see_the_same_noise_each_time():
     batches = [LatentBatch(torch.randn(2, 4, 3, 4, 4), ["a red circle moving up slowly"] * 2)]
     one, other = (caption_losses(objective, batches, NoiseConfig()) for _ in range(2))
     assert one == other
+
+
+def test_frames_with_levels_of_their_own_are_the_share_asked_for_and_stay_in_the_order_of_the_clip():
+    mixed, plain = small_objective(frame_levels=0.75), small_objective()
+    torch.nn.init.normal_(mixed.transformer.head.head.weight)  # a head of zeros would hide everything
+    plain.load_state_dict(mixed.state_dict())
+    latents = torch.randn(400, 4, 3, 4, 4, generator=generator())
+    drawn = mixed.draw(latents, NoiseConfig(), generator())
+    assert drawn.levels.shape == (400, 3)
+    own = (drawn.levels != drawn.levels[:, :1]).any(1).double().mean()
+    assert own == pytest.approx(0.75, abs=0.08)
+    few, one = latents[:2], torch.tensor([[0.3], [0.8]], dtype=torch.float64)
+    captions, noise = ["red", "blue"], drawn.noise[:2]
+    with torch.no_grad():
+        same = mixed(few, captions, one.expand(-1, 3), noise)[0]
+        other = mixed(few, captions, torch.tensor([[0.3, 0.0, 0.3], [0.8, 0.8, 0.1]]).double(), noise)[0]
+        torch.testing.assert_close(same, plain(few, captions, one, noise)[0])
+    assert (other - same).abs() > 1e-3
+    with pytest.raises(ValueError, match="not a whole clip, got frame"):
+        small_objective(frame(), frame_levels=0.5)

@@ -7,7 +7,7 @@ Source: Lipman et al. 2022; levels by a logit-normal: Esser et al. 2024; paper U
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from videoar.next_unit.flow import add_noise, shifted
 from videoar.next_unit.latents import patch_grid, to_sequence
 from videoar.next_unit.layout import UnitLayout
 from videoar.next_unit.transformer import NextUnitTransformer
-from videoar.next_unit.units import UnitScheme
+from videoar.next_unit.units import UnitScheme, cube, frame
 from videoar.text import Conditioner
 
 
@@ -95,6 +95,11 @@ class FlowObjective(nn.Module):
             with several clips as many as the last unit of a clip sees, as `UnitPipeline.stream`.
         clips: clips of the scheme's units that follow each other in one sample, as in a stream.
         level_weight: exponent e of a token's weight (cells of the finest level / cells of its own)^e.
+        frame_levels: share of clips whose frames have noise levels of their own (Diffusion Forcing, Chen et al. 2024);
+            for a whole clip as one unit.
+
+    Raises:
+        ValueError: `frame_levels` for other units.
     """
 
     def __init__(
@@ -108,18 +113,23 @@ class FlowObjective(nn.Module):
         sink: int = 0,
         clips: int = 1,
         level_weight: float = 0.0,
+        frame_levels: float = 0.0,
     ) -> None:
         super().__init__()
+        if frame_levels and (causal or clips > 1 or units != cube(1, 1, 1)):
+            raise ValueError(f"FlowObjective: expected frame_levels 0 for units that are not a whole clip, got {units}")
         self.transformer, self.conditioner, self.units = transformer, conditioner, units
         self.causal, self.window, self.sink = causal, window, sink
-        self.clips, self.level_weight = clips, level_weight
+        self.clips, self.level_weight, self.frame_levels = clips, level_weight, frame_levels
 
     def layout(self, latents: Tensor) -> UnitLayout:
         """The units over latents (B, C, T', H', W')."""
         frames, height, width = patch_grid(latents, self.transformer.config.patch)
         if frames % self.clips:
             raise ValueError(f"FlowObjective: expected {self.clips} clips of equally many frames, got {frames} frames")
-        return self.units.on((frames // self.clips, height, width)).repeated(self.clips)
+        # Frame after frame is the same order of tokens as the whole clip, with a level a frame.
+        units = frame() if self.frame_levels else self.units
+        return units.on((frames // self.clips, height, width)).repeated(self.clips)
 
     def _window(self, layout: UnitLayout) -> int | None:
         return len(layout.units) // self.clips - 1 if self.window is None and self.clips > 1 else self.window
@@ -127,7 +137,10 @@ class FlowObjective(nn.Module):
     def draw(self, latents: Tensor, config: NoiseConfig, generator: torch.Generator) -> Noise:
         """Noise for latents."""
         width = self.transformer.config.patch_width
-        return draw_noise(latents.shape[0], self.layout(latents), width, config, generator, by_unit=self.causal)
+        if self.frame_levels:
+            config = replace(config, same_level=1 - self.frame_levels)
+        by_unit = self.causal or self.frame_levels > 0
+        return draw_noise(latents.shape[0], self.layout(latents), width, config, generator, by_unit=by_unit)
 
     def forward(
         self, latents: Tensor, captions: list[str | None], levels: Tensor, noise: Tensor

@@ -57,6 +57,8 @@ class UnitTraining:
         cache: folder that keeps encoded pools, for runs of the same autoencoder; None keeps none.
         caption_dropout: share of clips trained without their caption, for guidance.
         level_weight: exponent e of a token's weight (cells of the finest level / cells of its own)^e.
+        frame_levels: share of a teacher's clips whose frames have noise levels of their own: a frame beside a clean one
+            shows what motion is far sooner than a clip that is all noise.
         average: decay of the weight average.
         precision: Accelerate's mixed precision.
         gradient_checkpointing: recompute blocks in the backward pass.
@@ -85,6 +87,7 @@ class UnitTraining:
     cache: str | None = None
     caption_dropout: float = 0.1
     level_weight: float = 0.0
+    frame_levels: float = 0.0
     average: float = 0.99
     precision: str = "no"
     gradient_checkpointing: bool = False
@@ -189,6 +192,7 @@ def build_objective(config: UnitTraining, autoencoder: Autoencoder, *, causal: b
         sink=config.sink,
         clips=config.clips,
         level_weight=config.level_weight,
+        frame_levels=config.frame_levels,
     )
 
 
