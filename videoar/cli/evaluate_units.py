@@ -1,4 +1,4 @@
-"""`videoar evaluate units`: paper U's figures about a model on the sprites."""
+"""`videoar evaluate units | stream | switch`: paper U's figures about a model on the sprites."""
 
 from __future__ import annotations
 
@@ -69,3 +69,101 @@ def units(
         if sheet is not None:
             captions = heldout_prompts(12, seed)
             contact_sheet(generated(pipeline, captions, seed=seed, **options), captions, sheet)
+
+
+Context = Annotated[int | None, typer.Option(help="Units before its own that a unit sees; the model's if not given.")]
+Sink = Annotated[int | None, typer.Option(help="First units that every unit sees besides.")]
+Plot = Annotated[Path | None, typer.Option(help="Also draw it as PNG; needs matplotlib.")]
+
+
+def long_stream(
+    model: Model = None,
+    frames: Annotated[int, typer.Option(help="Length.")] = 2000,
+    streams: Annotated[int, typer.Option(help="Held-out prompts, streamed as one batch.")] = 8,
+    context: Context = None,
+    sink: Sink = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    units: Units = None,
+    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
+    threads: Threads = None,
+    report: Report = None,
+    plot: Plot = None,
+) -> None:
+    """Memory, time and adherence of a long stream, from its beginning to its end."""
+    from rich.progress import Progress
+
+    from videoar.evaluation.long_stream import stream_report
+    from videoar.evaluation.stream_plots import draw_stream
+    from videoar.model_folder import write_json
+
+    with readable_errors():
+        pipeline, folder = load_units(model, threads)
+        options = {"window": context, "sink": sink, "steps": steps, "guidance": guidance, "units": units}
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("streaming", total=frames)
+
+            def told(done: int) -> None:
+                progress.update(task, completed=done)
+
+            found = stream_report(pipeline, frames=frames, streams=streams, seed=seed, progress=told, **options)
+        figures = {"model": str(folder), "seed": seed, **found.to_dict()}
+        memory = ", ".join(f"{count / 2**20:.0f} MiB after {frame}" for frame, count in found.memory.items())
+        typer.echo(f"{found.frames} frames of {found.streams} streams, {found.frames_per_second:.1f} frames/s in all")
+        typer.echo(f"memory: {memory}")
+        typer.echo(f"ms a unit: {', '.join(f'{1e3 * part.seconds_per_unit:.1f}' for part in found.stretches)}")
+        typer.echo(
+            f"last 100 frames: {_percent(found.last)}; against other prompts: {_percent(found.last_wrong_prompt)}"
+        )
+        if report is not None:
+            write_json(report, figures)
+        if plot is not None:
+            draw_stream(figures, plot)
+
+
+def switch(
+    model: Model = None,
+    streams: Annotated[int, typer.Option(help="Streams, each with its own two prompts.")] = 32,
+    before: Annotated[int | None, typer.Option(help="Latent frames before the switch; two clips if not given.")] = None,
+    contexts: Annotated[int, typer.Option(help="Context lengths that are watched after it.")] = 3,
+    context: Context = None,
+    sink: Sink = None,
+    history: Annotated[int | None, typer.Option(help="Units computed anew; those of the context if not given.")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    units: Units = None,
+    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
+    threads: Threads = None,
+    report: Report = None,
+    plot: Plot = None,
+) -> None:
+    """How soon a stream follows another prompt, which differs from the first in every attribute."""
+    from videoar.evaluation.followed import switch_report
+    from videoar.evaluation.stream_plots import draw_switch
+    from videoar.model_folder import write_json
+
+    with readable_errors():
+        pipeline, folder = load_units(model, threads)
+        options = {"window": context, "sink": sink, "history": history}
+        options |= {"steps": steps, "guidance": guidance, "units": units}
+        sizes = {"streams": streams, "before": before, "contexts": contexts}
+        with console.status("streaming") as status:
+            found = switch_report(
+                pipeline, seed=seed, progress=lambda done: status.update(f"{done} streams"), **sizes, **options
+            )
+        figures = {"model": str(folder), "seed": seed, **found.to_dict()}
+        typer.echo(f"before the switch, the old prompt: {_percent(found.shown_before)}")
+        for number, (new, old) in enumerate(zip(found.new, found.old, strict=True)):
+            mark = "  <- one context length" if number == found.context else ""
+            typer.echo(
+                f"{number:3} latent frames after, the new prompt: {_percent(new)}; the old: {_percent(old)}{mark}"
+            )
+        typer.echo(f"follows after (median, latent frames): {found.follows_after}")
+        if report is not None:
+            write_json(report, figures)
+        if plot is not None:
+            draw_switch(figures, plot)
+
+
+def _percent(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items())

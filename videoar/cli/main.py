@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from videoar.cli.evaluate import evaluate_app
-from videoar.cli.evaluate_units import units
+from videoar.cli.evaluate_units import long_stream, switch, units
 from videoar.cli.generate import generate
 from videoar.cli.info import info
 from videoar.cli.profile import profile
@@ -24,4 +24,6 @@ app.command()(profile)
 app.command()(info)
 app.add_typer(train_app, name="train")
 evaluate_app.command()(units)
+evaluate_app.command("stream")(long_stream)
+evaluate_app.command()(switch)
 app.add_typer(evaluate_app, name="evaluate")

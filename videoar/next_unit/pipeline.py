@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,64 +12,16 @@ from torch import Tensor
 from videoar.decode_ahead import decode_ahead
 from videoar.model_folder import read_json, replaced_folder, write_json
 from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
+from videoar.next_unit.defaults import WAN_DEFAULTS, UnitDefaults
 from videoar.next_unit.frames import latent_frames
-from videoar.next_unit.layout import Grid, UnitLayout
+from videoar.next_unit.layout import UnitLayout
 from videoar.next_unit.prompt_switch import with_switches
-from videoar.next_unit.sampling import SamplingOptions, UnitDecoder
+from videoar.next_unit.sampling import UnitDecoder
 from videoar.next_unit.transformer import NextUnitTransformer
-from videoar.next_unit.units import parse_units
 from videoar.next_unit.wan import load_wan
 from videoar.next_unit.wan_vae import WanVideoAutoencoder
 from videoar.step_graphs import KeptDecoders
 from videoar.text import Conditioner, PretrainedTextConfig, PretrainedTextEncoder, Prompt, load_conditioner
-
-
-@dataclass(frozen=True)
-class UnitDefaults:
-    """What a model is sampled with when the caller says nothing: `sampling.json`.
-
-    Args:
-        units: the scheme, as `parse_units` reads it.
-        grid: (T, H, W) of a clip in tokens.
-        steps, shift, method, guidance: as in `SamplingOptions`.
-        window: units before its own that a unit sees; None: all of its clip, and in a stream as many as the last unit
-            of a clip sees.
-        sink: first units of a stream that every unit sees besides.
-        history: units that a switch of prompts computes anew; None: those of the window.
-        fps: frame rate of the clips it was trained on.
-        wrap: whether these were sprites on a torus, which are measured as such.
-    """
-
-    units: str = "cube(2, 2, 2)"
-    grid: Grid = (5, 4, 4)
-    steps: int = 4
-    shift: float = 5.0
-    method: Literal["renoise", "euler"] = "renoise"
-    guidance: float = 1.0
-    window: int | None = None
-    sink: int = 0
-    history: int | None = None
-    fps: float = 8.0
-    wrap: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "units", str(parse_units(str(self.units))))
-        object.__setattr__(self, "grid", tuple(int(size) for size in self.grid))
-        if not self.options or not self.layout:
-            raise ValueError(f"UnitDefaults: expected units on a grid, got {self.units} on {self.grid}")
-
-    @property
-    def options(self) -> SamplingOptions:
-        return SamplingOptions(self.steps, self.shift, self.method, self.guidance)
-
-    @property
-    def layout(self) -> UnitLayout:
-        """The units of one clip."""
-        return parse_units(self.units).on(self.grid)
-
-
-# The public model denoises a whole clip at once: 81 frames of 480 x 832 at 16 a second.
-WAN_DEFAULTS = UnitDefaults("cube(1, 1, 1)", (21, 30, 52), steps=50, method="euler", guidance=5.0, fps=16.0)
 
 
 class UnitPipeline:
@@ -260,9 +211,7 @@ class UnitPipeline:
         config, stride = self.transformer.config, self.autoencoder.config.time_stride
         needed = None if frames is None else 1 + -(-(frames - 1) // stride)  # latent frames
         clips = None if needed is None else -(-needed // (layout.grid[0] * config.patch[0]))
-        window = chosen.window
-        if window is None and clips != 1:
-            window = len(layout.units) - 1
+        window = chosen.window if clips == 1 else chosen.stream_window
         text = self.conditioner(prompts)
         uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
         history = None if clips == 1 else chosen.history
