@@ -52,13 +52,16 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
             sanitizer_counts,
         )
         missing = "" if sanitizer else "no compute-sanitizer in PATH or CUDA_HOME/bin"
-        return Stage(tool, 55, (command,), missing)
+        return Stage(tool, 45, (command,), missing)
 
-    def profile(name: str) -> Command:
+    def profile(name: str, *options: str) -> Command:
         written = out / f"profile_{name}.json"
         run = (python, "-c", "from videoar.cli import app; app()", "profile", "--preset", name, "--device", "cuda")
-        page = str(written.with_suffix(".html"))
-        return Command((*run, "--compare", "eager", "--json", str(written), "--html", page), writes=(written,))
+        page = str(written)[: -len("json")] + "html"
+        return Command((*run, *options, "--json", str(written), "--html", page), writes=(written,))
+
+    units = ("--shape", "81x480x832", "--units", "cube(2, 2, 2)", "--steps", "4", "--rounds", "2")
+    shards = [pytest(f"tests-{number}", *files) for number, files in enumerate(sharded(gpu_tests(), backends), 1)]
 
     build = {"VIDEOAR_CUDA": "1", "VIDEOAR_CUDA_ARCHS": architecture}
     measured = out / "benchmarks.json"
@@ -67,20 +70,25 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
     return [
         Stage(
             "build",
-            120,
+            105,
             (
                 Command((python, "setup.py", "--quiet", "build_ext", "--inplace"), build),
                 Command((python, "-m", "videoar_kernels.info")),
             ),
         ),
-        Stage("tests", 110, (pytest("tests", *(file for file in gpu_tests() if file != backends)),)),
-        Stage("equality", 30, (pytest("equality", backends),)),
-        Stage("profile", 60, (profile("L"), profile("XL"))),
+        # Side by side, for most of their time goes into compiling Triton's kernels on one core.
+        Stage("tests", 115, tuple(shards), together=True),
+        Stage("equality", 25, (pytest("equality", backends),)),
+        Stage(
+            "profile",
+            120,
+            (profile("L", "--compare", "eager"), profile("XL", "--compare", "eager"), profile("1.3B", *units)),
+        ),
         sanitize("memcheck"),
         sanitize("racecheck"),
         Stage(
             "benchmarks",
-            110,
+            85,
             (
                 Command(
                     (*benchmarks, "--save-to", str(measured), *(f for f in files if (ROOT / f).exists())),
@@ -91,9 +99,20 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
     ]
 
 
+def sharded(files: Sequence[str], apart: str) -> list[list[str]]:
+    """Files without `apart` in four groups of about equal time: attention in three, and all else."""
+    first = "attention.py", "attention_forward.py"
+    groups: list[list[str]] = [[], [], [], []]
+    for file in files:
+        if file != apart:
+            attends = "test_attention" in file
+            groups[3 if not attends else 0 if file.endswith(first) else 1 if "backward" in file else 2].append(file)
+    return [group for group in groups if group]
+
+
 def gpu_tests() -> list[str]:
     """Returns the files with tests for a GPU; the others may import what this machine lacks."""
-    folders = (ROOT / "tests" / name for name in ("kernels", "next_scale", "profiling"))
+    folders = (ROOT / "tests" / name for name in ("kernels", "next_scale", "next_unit", "profiling"))
     files = (file for folder in folders for file in sorted(folder.glob("test_*.py")))
     asks = re.compile(r"mark\.gpu|[\"']cuda[\"']|\bisa\b")  # the fixture `isa` offers the GPU, too
     return [str(f.relative_to(ROOT)) for f in files if asks.search(f.read_text())]

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 from xml.etree import ElementTree
+
+from gpu_bars import judged, lines
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 15.0  # seconds that a stopped command has to write what it found
@@ -46,12 +49,14 @@ class Stage:
         seconds: budget.
         commands: what to run.
         missing: why it cannot run here, or "". Such a stage does not count against the rest.
+        together: run the commands side by side; all run to their end.
     """
 
     name: str
     seconds: float
     commands: tuple[Command, ...]
     missing: str = ""
+    together: bool = False
 
 
 def choose(known: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -71,12 +76,14 @@ def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str
     start = time.monotonic()
     results = run_stages(chosen, out, limit)
     passed = all(found["state"] in ("passed", "unavailable") for found in results)
+    bars = judged(results)
     report = {
         "schema": 1,
         "passed": passed,
         "seconds": round(time.monotonic() - start, 2),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "device": facts,
+        "bars": bars,
         "stages": results,
     }
     path = out / "gpu-check.json"
@@ -84,6 +91,7 @@ def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str
     for found in results:
         reason = found.get("reason", "")
         print(f"  {found['name']:<12} {found['state']:<12} {found['seconds']:6.0f} s  {found['counts'] or ''} {reason}")
+    print("\n".join(lines(bars)))
     print(f"gpu-check: {'all passed' if passed else 'NOT all passed'} in {report['seconds']:.0f} s; {path}")
     return passed
 
@@ -109,21 +117,39 @@ def run_stage(stage: Stage, out: Path, budget: float) -> dict:
     path, start = out / f"{stage.name}.log", time.monotonic()
     if stage.missing:
         return {**found, "state": "unavailable", "reason": stage.missing}
-    with path.open("w") as log:
-        for command in stage.commands:
-            code = run_command(command, log, budget - (time.monotonic() - start))
-            line = " ".join((*(f"{k}={v}" for k, v in command.environment.items()), *command.arguments))
-            found["commands"].append({"command": line, "exit_code": code})
-            found["counts"] |= _counts(command, path)
-            for written in command.writes:
-                if written.is_file():
-                    found["results"][written.stem] = json.loads(written.read_text())
-            none_passed = command.report is not None and not found["counts"].get("passed")
-            if code is None or code or none_passed:
-                found["state"] = "timed out" if code is None else "failed"
-                found["reason"] = "no test passed" if code == 0 else ""
+
+    def run(command: Command, log: Path) -> tuple[int | None, Path]:
+        with log.open("w") as file:
+            return run_command(command, file, budget - (time.monotonic() - start)), log
+
+    logs = [out / f"{stage.name}-{index + 1}.log" for index in range(len(stage.commands))]
+    with ThreadPoolExecutor(len(stage.commands) if stage.together else 1) as pool:
+        # One at a time, the next begins when the one before has been judged.
+        runs = (pool.map if stage.together else map)(run, stage.commands, logs)
+        for command, (code, log) in zip(stage.commands, runs, strict=True):
+            _judge(found, command, code, log)
+            if found["state"] != "passed" and not stage.together:
                 break
+    written = [log for log in logs if log.is_file()]
+    path.write_text("".join(log.read_text() for log in written))
+    for log in written:
+        log.unlink()
     return {**found, "seconds": round(time.monotonic() - start, 2), "log": path.name}
+
+
+def _judge(found: dict, command: Command, code: int | None, log: Path) -> None:
+    """Adds to what a stage found what came of one of its commands."""
+    line = " ".join((*(f"{k}={v}" for k, v in command.environment.items()), *command.arguments))
+    found["commands"].append({"command": line, "exit_code": code})
+    counts = _counts(command, log)
+    found["counts"] = {key: found["counts"].get(key, 0) + counts.get(key, 0) for key in found["counts"] | counts}
+    for written in command.writes:
+        if written.is_file():
+            found["results"][written.stem] = json.loads(written.read_text())
+    none_passed = command.report is not None and not counts.get("passed")
+    if code is None or code or none_passed:
+        found["state"] = "timed out" if code is None else "failed"
+        found["reason"] = "no test passed" if code == 0 else ""
 
 
 def run_command(command: Command, log: TextIO, seconds: float) -> int | None:

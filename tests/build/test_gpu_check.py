@@ -12,6 +12,7 @@ import gpu_check
 import pytest
 import stage_runner
 import torch
+from gpu_bars import judged, lines
 from stage_runner import ROOT, Command, Stage, check, choose, run_stages, sanitizer_counts
 
 PASSING = "def test_a(): pass\n\ndef test_b(): pass\n"
@@ -23,6 +24,7 @@ def python(code: str, **options) -> Command:
 
 
 def suite(folder: Path, text: str, *arguments: str) -> Command:
+    folder.mkdir(exist_ok=True)
     file, report = folder / "test_made_up.py", folder / "made_up.xml"
     file.write_text(text)
     run = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", str(file), *arguments)
@@ -53,6 +55,37 @@ def test_tests_are_counted_and_none_passed_is_a_failure(tmp_path):
     skipped = "import pytest\n\n@pytest.mark.skip\ndef test_a(): pass\n"
     (stage,) = run_stages([Stage("tests", 60, (suite(tmp_path, skipped),))], tmp_path, 60)
     assert stage["state"] == "failed" and stage["reason"] == "no test passed"
+
+
+def test_commands_side_by_side_all_run_and_are_counted_together(tmp_path):
+    start = time.monotonic()
+    waits = [python("import time; time.sleep(1)") for _ in range(3)]
+    good, bad = suite(tmp_path / "a", PASSING), suite(tmp_path / "b", MIXED)
+    (stage,) = run_stages([Stage("both", 60, (bad, good, *waits), together=True)], tmp_path, 60)
+    assert stage["state"] == "failed" and stage["counts"] == {"passed": 4, "failed": 1, "skipped": 1}
+    assert [command["exit_code"] for command in stage["commands"]] == [1, 0, 0, 0, 0]
+    log = (tmp_path / "both.log").read_text()
+    assert log.count("test_made_up") >= 2 and not list(tmp_path.glob("both-*.log"))
+    (stage,) = run_stages([Stage("late", 1, (python("import time; time.sleep(30)"),) * 2, together=True)], tmp_path, 60)
+    assert stage["state"] == "timed out" and time.monotonic() - start < 30
+
+
+def timed(rate: float, seconds: float, *parts: str) -> dict:
+    return {"frame_rate": rate, "seconds": {"median": seconds}, "parts": [{"name": part} for part in parts]}
+
+
+def test_bars_are_judged_by_what_was_measured(tmp_path):
+    profiles = {
+        "profile_L": {"ours": timed(170, 0.12, "decode"), "bare": None},
+        "profile_1.3B": {"ours": timed(21, 3.9, "transformer", "decode"), "bare": timed(31.5, 2.6, "transformer")},
+    }
+    bars = judged([{"results": {}}, {"results": profiles}])
+    assert [(bar["value"], bar["met"]) for bar in bars] == [(0.12, False), (None, None), (31.5, True), (21, True)]
+    assert lines(bars)[0].endswith("0.12 (<= 0.1 s) MISSED") and "not measured (<= 0.16 s)" in lines(bars)[1]
+    alone = {"profile_1.3B": {"ours": timed(29, 2.8, "transformer"), "bare": None}}
+    assert [(bar["value"], bar["met"]) for bar in judged([{"results": alone}])[2:]] == [(29, False), (None, None)]
+    check([Stage("none", 5, (python("pass"),))], tmp_path, 60, {})
+    assert [bar["met"] for bar in json.loads((tmp_path / "gpu-check.json").read_text())["bars"]] == [None] * 4
 
 
 def test_a_stage_beyond_its_budget_is_interrupted_and_may_still_write(tmp_path):
@@ -136,8 +169,15 @@ def test_all_stages_together_fit_into_nine_minutes(tmp_path):
 
 def test_gpu_tests_are_found_without_importing_the_rest(tmp_path):
     (stage,) = choose(gpu_check.stages(tmp_path, "90a", None), ["tests"])
-    arguments = stage.commands[0].arguments
-    assert {"tests/kernels/test_rope.py", "tests/next_scale/test_step_graphs.py"} <= set(arguments)
+    arguments = [argument for command in stage.commands for argument in command.arguments]
+    asked = {
+        "tests/kernels/test_rope.py",
+        "tests/next_scale/test_step_graphs.py",
+        "tests/next_unit/test_unit_graphs.py",
+    }
+    assert asked <= set(arguments) and "tests/kernels/test_backends.py" not in arguments
+    files = [argument for argument in arguments if argument.startswith("tests/")]
+    assert len(files) == len(set(files)) and len(stage.commands) == 4 and stage.together
     assert "tests/next_scale/test_training.py" not in arguments  # needs PyAV, which a GPU machine may lack
 
 
