@@ -57,7 +57,7 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
     def profile(name: str, *options: str) -> Command:
         written = out / f"profile_{name}.json"
         run = (python, "-c", "from videoar.cli import app; app()", "profile", "--preset", name, "--device", "cuda")
-        page = str(written)[: -len("json")] + "html"
+        page = str(written.with_suffix(".html"))
         return Command((*run, *options, "--json", str(written), "--html", page), writes=(written,))
 
     units = ("--shape", "81x480x832", "--units", "cube(2, 2, 2)", "--steps", "4", "--rounds", "2")
