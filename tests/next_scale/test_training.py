@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_runs import losses
 
 from videoar.model_folder import read_json
 from videoar.next_scale.config import preset
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
-from videoar.training.logging import RunLog
 from videoar.training.optimizer import OptimizerConfig
 from videoar.training.transformer import TransformerTraining, train
 
@@ -25,10 +25,6 @@ TOKENIZER = TokenizerConfig(
     blocks=1,
     time_kernels=((1, 1), (1, 3), (3, 1)),
 )
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +50,6 @@ def settings(tokenizer: Path, output: Path, **changes) -> TransformerTraining:
     return TransformerTraining(output=str(output), tokenizer=str(tokenizer), **{**options, **changes})
 
 
-def losses(config: TransformerTraining, monkeypatch: pytest.MonkeyPatch, *, killed_after: int | None = None) -> dict:
-    found: dict[int, float] = {}
-
-    def note(self: RunLog, step: int, metrics: dict[str, float]) -> None:
-        if step == killed_after:
-            raise Killed
-        found[step] = metrics["loss"]
-
-    monkeypatch.setattr(RunLog, "step", note)
-    if killed_after is None:
-        train(config)
-    else:
-        with pytest.raises(Killed):
-            train(config)
-    return found
-
-
 @pytest.fixture(scope="module")
 def run(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of two steps with an evaluation after each."""
@@ -88,15 +67,15 @@ def pipeline(run: Path) -> VideoPipeline:
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: int
 ):
-    whole = losses(settings(tokenizer, tmp_path / "whole", pool=pool), monkeypatch)
-    losses(settings(tokenizer, tmp_path / "killed", pool=pool), monkeypatch, killed_after=4)
-    resumed = losses(settings(tokenizer, tmp_path / "killed", pool=pool), monkeypatch)
+    whole = losses(train, settings(tokenizer, tmp_path / "whole", pool=pool), monkeypatch)
+    losses(train, settings(tokenizer, tmp_path / "killed", pool=pool), monkeypatch, killed_after=4)
+    resumed = losses(train, settings(tokenizer, tmp_path / "killed", pool=pool), monkeypatch)
     assert sorted(resumed) == [4, 5]
     assert resumed == {step: whole[step] for step in (4, 5)}
 
 
 def test_the_loss_falls_from_log_2(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = losses(settings(tokenizer, tmp_path, steps=24, checkpoint_every=0), monkeypatch)
+    found = losses(train, settings(tokenizer, tmp_path, steps=24, checkpoint_every=0), monkeypatch)
     assert abs(found[0] - 0.6931) < 1e-3
     assert found[23] < 0.67
 

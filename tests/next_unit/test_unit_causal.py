@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_runs import losses
 from sharp_backbone import BATCH, GRID, SCHEMES, clip, config_for, distance, noise_levels, prompt, sharp_backbone
-from unit_runs import losses, tiny, write_autoencoder
+from unit_runs import tiny, write_autoencoder
 
 from videoar.next_unit import NextUnitTransformer, UnitLayout, cube, frame, key_detail, multiscale, parse_units, preset
 from videoar.next_unit.pipeline import UnitPipeline

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from unit_runs import losses, tiny, write_autoencoder
+from killed_runs import losses
+from unit_runs import tiny, write_autoencoder
 
 from videoar.model_folder import read_json
 from videoar.next_unit import NextUnitTransformer, cube, frame, multiscale, preset

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
+from tiny_pipeline import AUTOENCODER
 
 from videoar.next_unit.pipeline import UnitDefaults
 from videoar.tokenizer.autoencoder import VideoAutoencoder
-from videoar.tokenizer.config import AutoencoderConfig
 from videoar.training.clips import ClipsConfig
-from videoar.training.logging import RunLog
 from videoar.training.optimizer import OptimizerConfig
-
-AUTOENCODER = AutoencoderConfig(
-    latent_channels=3,
-    patch=(1, 8),
-    channels=(8, 8, 8),
-    strides=((2, 2), (2, 1)),
-    blocks=1,
-    time_kernels=((1, 1), (1, 1), (3, 1)),
-)
-
-
-class Killed(Exception):
-    pass
 
 
 def write_autoencoder(folder: Path) -> Path:
@@ -54,21 +39,3 @@ def tiny(autoencoder: Path, output: Path, **changes) -> dict:
         "checkpoint_every": 2,
         **changes,
     }
-
-
-def losses(train, config, monkeypatch: pytest.MonkeyPatch, *, killed_after: int | None = None) -> dict[int, float]:
-    """The loss of every step that a run takes."""
-    found: dict[int, float] = {}
-
-    def note(self: RunLog, step: int, metrics: dict[str, float]) -> None:
-        if step == killed_after:
-            raise Killed
-        found[step] = metrics["loss"]
-
-    monkeypatch.setattr(RunLog, "step", note)
-    if killed_after is None:
-        train(config)
-    else:
-        with pytest.raises(Killed):
-            train(config)
-    return found
