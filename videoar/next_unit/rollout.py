@@ -1,4 +1,4 @@
-"""A clip as the generator makes it from its own units, with the gradient of one step of each.
+"""A clip, or several in a row, as the generator makes them from its own units, with the gradient of one step of each.
 
 Unit after unit is denoised by a few steps and kept clean, all without gradient. The gradient flows through the last
 step of every unit and through nothing before it: not through earlier steps, not through the cache. So once the finished
@@ -22,7 +22,7 @@ from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
 
 
 class Rollout(NamedTuple):
-    """A clip up to the last step of its units.
+    """Clips up to the last step of their units.
 
     Attributes:
         noisy: what that step is given (B, L, patch_width).
@@ -53,7 +53,7 @@ def roll_out(
     Args:
         model: the generator.
         text: features (B, n, text_width), or what `encode_text` made of them.
-        layout: the units of a clip.
+        layout: the units of a clip, or of several in a row (`UnitLayout.repeated`).
         noise: (steps, B, L, patch_width): that of step i has level i.
         levels: descending from 1, at least as many as steps of noise. Fewer steps than levels leave the clip early.
         window: units before its own that a unit sees; None: all.
@@ -92,23 +92,25 @@ def roll_out(
     return Rollout(torch.cat(noisy, dim=1), levels[-1], done, cache)
 
 
-def last_steps(model: NextUnitTransformer, text: Tensor | TextKeys, rollout: Rollout) -> Tensor:
-    """The clip (B, L, patch_width) that the last step of every unit makes: with gradient, in one pass.
+def last_steps(model: NextUnitTransformer, text: Tensor | TextKeys, rollout: Rollout, first: int = 0) -> Tensor:
+    """The tokens (B, n, patch_width) that the last step of every unit makes: with gradient, in one pass.
 
     Args:
         model: the generator that rolled out.
         text: as for `roll_out`; features let the gradient reach the text's projections.
         rollout: its result.
+        first: unit to begin with.
     """
-    units = range(len(rollout.cache.layout.units))
-    timesteps = _timestep(rollout.noisy, rollout.level)
-    found = run_units(model, rollout.noisy, timesteps, text, rollout.cache, units, alone=True)
-    return clean_from(rollout.noisy, found.flow.to(rollout.noisy), rollout.level)
+    layout = rollout.cache.layout
+    x = rollout.noisy[:, layout.offsets[first] :]
+    units = range(first, len(layout.units))
+    found = run_units(model, x, _timestep(x, rollout.level), text, rollout.cache, units, alone=True)
+    return clean_from(x, found.flow.to(x), rollout.level)
 
 
 @torch.no_grad()
 def finished(model: NextUnitTransformer, text: Tensor | TextKeys, rollout: Rollout) -> Tensor:
-    """The clip (B, L, patch_width) without gradient: the last step of the one unit that lacks it."""
+    """All tokens (B, L, patch_width) without gradient: the last step of the one unit that lacks it."""
     layout = rollout.cache.layout
     unit = len(layout.units) - 1
     x = rollout.noisy[:, layout.within(unit)]

@@ -45,6 +45,7 @@ class DmdTraining:
         guidance: of the teacher; None: as it is sampled.
         passes: steps of the generator before the clean one.
         shift: of the levels of these steps.
+        clips: at most so many clips in a row are rolled out, as in a stream; scores are compared on the last of them.
         score_shift: of the levels at which scores are compared.
         critic_steps: moves of the critics before each move of the generator.
         critic_reuse: moves of the critics on the same clips, each at fresh noise.
@@ -69,6 +70,7 @@ class DmdTraining:
     guidance: float | None = None
     passes: int = 4
     shift: float = 5.0
+    clips: int = 1
     score_shift: float = 5.0
     critic_steps: int = 5
     critic_reuse: int = 1
@@ -92,10 +94,10 @@ class DmdTraining:
     def __post_init__(self) -> None:
         if self.critics not in CRITICS:
             raise ValueError(f"DmdTraining: expected critics to be one of {sorted(CRITICS)}, got {self.critics!r}")
-        if min(self.critic_steps, self.critic_reuse, self.passes, self.batch) < 1:
+        counts = self.critic_steps, self.critic_reuse, self.passes, self.clips, self.batch
+        if min(counts) < 1:
             raise ValueError(
-                "DmdTraining: expected critic_steps, critic_reuse, passes and batch of at least 1, got "
-                f"{self.critic_steps}, {self.critic_reuse}, {self.passes} and {self.batch}"
+                f"DmdTraining: expected critic_steps, critic_reuse, passes, clips and batch of at least 1, got {counts}"
             )
 
 
@@ -216,11 +218,12 @@ class Draws:
 
     @torch.no_grad()
     def rollout(self, number: int) -> tuple[Prompts, Tensor]:
-        """Prompts, and noise (steps, B, L, P) for as many steps as the clip gets."""
+        """Prompts, and noise (steps, B, clips * L, P) for as many steps and clips as are rolled out."""
         generator, config = self._generator(number, 0), self.config
         rows = torch.randint(len(self.captions), (config.batch,), generator=generator).tolist()
         steps = 1 + int(torch.randint(config.passes, (1,), generator=generator))
-        noise = torch.randn(steps, config.batch, self.layout.length, self.width, generator=generator)
+        clips = 1 + int(torch.randint(config.clips, (1,), generator=generator))
+        noise = torch.randn(steps, config.batch, clips * self.layout.length, self.width, generator=generator)
         conditioner = self.start.conditioner
         prompts = Prompts(conditioner([self.captions[row] for row in rows]), conditioner([None]))
         return prompts, noise.to(self.start.device)

@@ -66,7 +66,7 @@ class SymmetricDmd(nn.Module):
         critics: a model by the direction of its mask.
         layout: the units of a clip.
         levels: of the generator's steps, from 1 down.
-        window, sink: units that the generator sees; critics see all before, or after, a unit.
+        window, sink: units that the generator sees; critics see all before, or after, a unit of their clip.
         guidance: of the teacher.
     """
 
@@ -88,14 +88,15 @@ class SymmetricDmd(nn.Module):
         self.guidance = guidance
 
     def roll_out(self, prompts: Prompts, noise: Tensor) -> Rollout:
-        """See `roll_out`; noise (steps, B, L, P) leaves the clip at the last of its steps."""
-        return roll_out(
-            self.generator, prompts.text, self.layout, noise, self.levels, window=self.window, sink=self.sink
-        )
+        """One clip or several in a row, as the noise (steps, B, clips * L, P) has; which end at the last step."""
+        layout, window = self.layout.repeated(noise.shape[2] // self.layout.length), self.window
+        if window is None and layout is not self.layout:
+            window = len(self.layout.units) - 1  # as a stream has it
+        return roll_out(self.generator, prompts.text, layout, noise, self.levels, window=window, sink=self.sink)
 
     def clips(self, prompts: Prompts, noise: Tensor) -> Tensor:
-        """Generated clips (B, L, P), without gradient."""
-        return finished(self.generator, prompts.text, self.roll_out(prompts, noise))
+        """Generated clips (B, L, P), without gradient: the last ones of a rollout."""
+        return finished(self.generator, prompts.text, self.roll_out(prompts, noise))[:, -self.layout.length :]
 
     def forward(
         self,
@@ -112,8 +113,9 @@ class SymmetricDmd(nn.Module):
     def generator_loss(
         self, rollout: Rollout, prompts: Prompts, judged: Judged, teacher: NextUnitTransformer
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss whose gradient makes clips likelier real; its size says little (see the terms)."""
-        clips = last_steps(self.generator, prompts.text, rollout)
+        """The loss whose gradient makes the last clips likelier real; its size says little (see the terms)."""
+        first = len(rollout.cache.layout.units) - len(self.layout.units)
+        clips = last_steps(self.generator, prompts.text, rollout, first)
         with torch.no_grad():
             noisy = add_noise(clips, judged.noise, by_token(judged.levels, clips))
             given = noisy, judged.levels, prompts.text
