@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from recorded_steps import RecordedSteps
 from sharp_backbone import distance
 from tiny_pipeline import BACKBONE, GRID, tiny_pipeline
 
@@ -14,6 +15,7 @@ from videoar.next_unit.denoising import unit_noise
 from videoar.next_unit.frames import ends_frames
 from videoar.next_unit.prompt_switch import CleanUnits
 from videoar.next_unit.sampling import UnitDecoder
+from videoar.step_graphs import run_eagerly
 
 EQUAL, WRONG = 1e-9, 1e-2
 PROMPTS = ["a red circle moving up slowly", "a blue star moving left quickly"]
@@ -24,7 +26,7 @@ DEPTH = BACKBONE.depth
 
 def pipeline_of(scheme: str, **defaults):
     levels = 3 if scheme.startswith("multiscale") else 0
-    return tiny_pipeline(scheme, levels=levels, dtype=torch.float64, **defaults)
+    return tiny_pipeline(scheme, levels=levels, dtype=torch.float64, **{"steps": 1, **defaults})
 
 
 def after(frames: int) -> float:
@@ -48,7 +50,7 @@ SCHEMES = ["frame", "key_detail(2)", "cube(2, 2, 2)", "multiscale(1x1, 2x2)"]
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_same_prompt_changes_nothing_while_all_is_seen(scheme, guidance):
-    pipeline = pipeline_of(scheme, window=40, guidance=guidance)
+    pipeline = pipeline_of(scheme, window=40, guidance=guidance, steps=2)
     plain = stream(pipeline, 12)
     assert distance(stream(pipeline, 12, {after(4): PROMPTS}), plain) < EQUAL
 
@@ -101,7 +103,7 @@ def test_another_prompt_changes_what_follows_and_nothing_before(scheme):
 
 def test_a_unit_after_the_switch_sees_the_past_as_the_new_prompt_has_it(monkeypatch):
     """One step from noise is one teacher-forced pass under the new prompt, whose history the old one sampled."""
-    pipeline = pipeline_of("frame", window=3, steps=1)
+    pipeline = pipeline_of("frame", window=3)
     layout, model = parse_units("frame").on(GRID), pipeline.transformer
     latents = stream(pipeline, 4, {after(3): OTHERS})
     clean = to_sequence(latents, layout, BACKBONE.patch)
@@ -135,6 +137,33 @@ def test_a_switch_may_be_asked_for_while_the_stream_runs():
         if len(parts) == 3:
             switches[after(4)] = OTHERS
     assert torch.equal(torch.cat(parts, dim=2), stream(pipeline, 8, {after(4): OTHERS}))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_passes_that_are_replayed_compute_the_past_anew_too(scheme):
+    """Streams of one decoder, whose recorded passes are replayed, each with two switches."""
+    pipeline = pipeline_of(scheme)
+    layout, model = pipeline.defaults.layout, pipeline.transformer
+    with torch.no_grad():
+        texts = [pipeline.conditioner(said) for said in (PROMPTS, OTHERS)]
+
+    def made(run) -> list[torch.Tensor]:
+        options = {"options": pipeline.defaults.options, "clips": None, "window": 2, "sink": 1, "history": 4}
+        decoder = UnitDecoder(model, texts[0], layout, run=run, **options)
+        found = []
+        for seeds in ([1, 2], [3, 4]):
+            units = decoder.decode(texts[0], seeds=seeds)
+            for number in range(12):
+                found.append(next(units).tokens)
+                if number in (3, 8):
+                    decoder.switch(texts[number % 2])
+            units.close()
+        return found
+
+    run = RecordedSteps()
+    for one, other in zip(made(run), made(run_eagerly), strict=True):
+        assert torch.equal(one, other)
+    assert run.replays > len(run.steps)
 
 
 def test_frames_end_where_nothing_is_begun():

@@ -1,6 +1,7 @@
 """What becomes of a long stream: memory, time and adherence from its beginning to its end, at batch `streams`.
 
-Windows of 17 frames slide over the stream; each is measured as a clip against its prompt, and against another stream's.
+Windows of 17 frames slide over the stream; each is measured as a clip against its prompt, and against one that differs
+from it in every attribute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from videoar.data.captions import Attributes, parse_caption
 from videoar.data.measure import measure_batch
 from videoar.data.pixels import to_uint8
 from videoar.evaluation.adherence import ATTRIBUTES, heldout_prompts
+from videoar.evaluation.caption_use import wrong_caption
 from videoar.next_unit.pipeline import UnitPipeline
 
 WINDOW = 17  # frames that are measured as one clip
@@ -32,7 +34,7 @@ class Stretch(NamedTuple):
         first, end: its frames.
         seconds_per_unit: mean, decoding included.
         right: share of windows that begin in it and show the prompt's attribute; none where no window fits.
-        wrong_prompt: the same against another stream's prompt.
+        wrong_prompt: the same against a prompt that differs in every attribute.
     """
 
     first: int
@@ -107,7 +109,7 @@ def stream_report(
     pipeline = pipeline.with_options(**options)
     captions = heldout_prompts(streams, seed)
     wanted = [parse_caption(caption) for caption in captions]
-    other = wanted[streams // 2 :] + wanted[: streams // 2]
+    other = [parse_caption(wrong_caption(caption, seed + index)) for index, caption in enumerate(captions)]
     seconds: dict[int, float] = defaultdict(float)
     shown: dict[int, int] = defaultdict(int)
     memory: dict[int, int] = {}

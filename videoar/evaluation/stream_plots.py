@@ -27,13 +27,14 @@ def draw_stream(report: Mapping, path: str | Path) -> None:
             values = [100 * part[key][name] for _, part in shown]
             label = name if key == "right" else None
             upper.plot([place for place, _ in shown], values, style, color=f"C{colour}", label=label)
-    upper.set(ylabel="windows that show it, %", ylim=(0, 102), title=f"{report['units']}, {report['streams']} streams")
-    upper.legend(fontsize=8, ncols=4, loc="lower left", title="dotted: against another prompt", title_fontsize=8)
-    middle.plot(places, [1e3 * part["seconds_per_unit"] for part in stretches], color="C4")
-    middle.set(ylabel="ms a unit", ylim=(0, None))
-    memory = {int(frame): count for frame, count in report["memory"].items()}
-    lower.plot(list(memory), [count / 2**20 for count in memory.values()], "o-", color="C5")
-    lower.set(ylabel="memory, MiB", xlabel="frame", ylim=(0, None))
+    upper.set(ylabel="windows that show it, %", ylim=(0, 102), title=_title(report))
+    _legend(upper, "dotted: against a prompt\nthat differs in all")
+    times = [1e3 * part["seconds_per_unit"] for part in stretches]
+    middle.plot(places, times, color="C4")
+    middle.set(ylabel="ms a unit", ylim=(0, 1.2 * max(times)))
+    memory = {int(frame): count / 2**20 for frame, count in report["memory"].items()}
+    lower.plot(list(memory), list(memory.values()), "o-", color="C5")
+    lower.set(ylabel="memory, MiB", xlabel="frame", ylim=(0, 1.2 * max(memory.values())))
     figure.savefig(path, dpi=110)
 
 
@@ -55,9 +56,18 @@ def draw_switch(report: Mapping, path: str | Path) -> None:
     axes.axvline(report["context"], color="grey", lw=0.8)
     axes.annotate("one context length", (report["context"], 3), fontsize=8, color="grey")
     axes.set(ylabel="windows that show it, %", ylim=(0, 102), xlabel="latent frames after the switch")
-    axes.set(title=f"{report['units']}, {report['streams']} streams")
-    axes.legend(fontsize=8, title="dotted: the old prompt's", title_fontsize=8)
+    axes.set(title=_title(report))
+    _legend(axes, "dotted: the old prompt's")
     figure.savefig(path, dpi=110)
+
+
+def _title(report: Mapping) -> str:
+    streams = report["streams"]
+    return f"{report['units']}, {streams} stream{'s' if streams > 1 else ''}"
+
+
+def _legend(axes, title: str) -> None:
+    axes.legend(fontsize=8, title=title, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _figure(rows: int):
