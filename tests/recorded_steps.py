@@ -21,7 +21,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class RecordedSteps:
-    """A runner for `FrameDecoder`: a step runs, is recorded, and from then on only its operators run again.
+    """A runner for decoders: a step runs, is recorded, and from then on only its operators run again.
 
     As in a CUDA graph, every tensor keeps its address and every number its value. Buffers are poisoned before a step
     is run again, so that nothing can pass through the memory it allocated the last time.

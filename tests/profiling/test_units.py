@@ -145,6 +145,14 @@ def test_multiscale_units_are_profiled_with_their_level_embedding():
     assert multiscale([(1, 1)]).on((3, 2, 2)).levels == ((3, 1, 1), (3, 2, 2))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("units", ["cube(2, 2, 2)", "multiscale(1x1)"])
+def test_units_are_profiled_on_a_gpu(units):
+    found = profile(subject(units, device="cuda", pack=torch.bfloat16, compare_eager=True), rounds=2)
+    assert {part.name for part in found.ours.parts} >= {"text", "noise", "transformer", "clean", "decode"}
+    assert found.ours.unit.median > 0 and found.bare.frame_rate > 0 and found.disagreement < 0.05
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["profile", "--device", "cpu", *map(str, arguments)])
 
