@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable
+from functools import _lru_cache_wrapper
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+# Of a mask: on a GPU the host makes work lists of them, which `attention_plan` keeps for graphs.
+HOST_ARRAYS = ("mask", "batch_ptr", "q_ranges", "key_ptr", "key_ranges")
 
 
 class _Recorder(TorchDispatchMode):
@@ -62,3 +68,55 @@ def _allocates(func, result) -> bool:
     return (
         bool(tree_leaves(result)) and all(r.alias_info is None for r in returns) and str(func) != "aten.detach.default"
     )
+
+
+class WatchedSteps:
+    """A runner for decoders that keeps nothing of a step but weak references to the memory that it reads from outside.
+
+    So does a CUDA graph, which knows addresses alone: what `freed` tells of would be read after it was freed.
+    """
+
+    def __init__(self) -> None:
+        self.read: dict[Hashable, list[StorageWeakRef]] = {}
+
+    def __call__(self, key: Hashable, step: Callable[[], None]) -> None:
+        step()  # makes what is made at a first call; in the second, which a graph captures, it is there
+        with _Watcher() as watcher:
+            step()
+        self.read[key] = list(watcher.outside.values())
+
+    def freed(self) -> set[Hashable]:
+        """Keys of the steps that read what is no more, once no cache of this library holds it either."""
+        for found in gc.get_objects():
+            if type(found) is _lru_cache_wrapper and found.__module__.startswith("videoar"):
+                found.cache_clear()
+        gc.collect()
+        return {key for key, references in self.read.items() if any(r.expired() for r in references)}
+
+
+class _Watcher(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: dict[int, StorageWeakRef] = {}
+        self.inside: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        read = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        for name, value in read.items():
+            for tensor in tree_leaves(value):
+                if isinstance(tensor, torch.Tensor) and name not in HOST_ARRAYS:
+                    reference = StorageWeakRef(tensor.untyped_storage())
+                    if reference.cdata not in self.inside:
+                        self.outside.setdefault(reference.cdata, reference)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                reference = StorageWeakRef(tensor.untyped_storage())
+                if reference.cdata not in self.outside:
+                    self.inside.setdefault(reference.cdata, reference)
+        return result
+
+
+def own_operators(run: RecordedSteps) -> set[str]:
+    """The operators of this library among those that were recorded."""
+    return {name.split(".")[1] for name in run.names() if name.startswith("videoar_kernels.")}

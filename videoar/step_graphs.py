@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Protocol, TypeVar
 
 import torch
 
+from videoar_kernels.report import without_kernel
+
+# What steps run. In place of one of these, the reference may wait for the device, which a graph cannot hold.
+OPERATORS = (
+    "adaln_norm", "gated_residual", "kv_cache_append_layer", "pyramid_resample", "pyramid_step", "qk_norm_rope",
+    "range_attention", "range_attention_forward", "rope_3d", "sample_bits", "swiglu",
+)  # fmt: skip
 KEPT_DECODERS = 4  # on CUDA: those whose graphs and cache stay in memory
 
 
@@ -52,6 +60,28 @@ class CudaGraphs:
         self._graphs[key] = graph
 
 
+def step_runner(device: torch.device) -> StepRunner:
+    """What runs the steps of one decoder: graphs on CUDA, unless an operator has no kernel there."""
+    if device.type != "cuda":
+        return run_eagerly
+    if lacking := without_kernel(OPERATORS):
+        warnings.warn(f"steps run without CUDA graphs and slowly: {_reason(lacking)}", stacklevel=2)
+        return run_eagerly
+    return CudaGraphs(device)
+
+
+def how_steps_run(device: torch.device) -> str:
+    """What `step_runner` gives, in words."""
+    lacking = without_kernel(OPERATORS) if device.type == "cuda" else []
+    if lacking:
+        return f"one after another without CUDA graphs: {_reason(lacking)}"
+    return "each one CUDA graph" if device.type == "cuda" else "called by Python"
+
+
+def _reason(lacking: list[str]) -> str:
+    return f"this build has no CUDA kernel of {', '.join(lacking)} (`python -m videoar_kernels.info`)"
+
+
 class Decoder(Protocol):
     """What decodes one clip or stream at a time."""
 
@@ -76,7 +106,7 @@ class KeptDecoders:
             return make(run_eagerly)
         decoder = self._kept.pop(key, None)
         if decoder is None or decoder.busy:
-            decoder = make(CudaGraphs(device))
+            decoder = make(step_runner(device))
         self._kept[key] = decoder  # the latest last
         while len(self._kept) > KEPT_DECODERS:
             del self._kept[next(iter(self._kept))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ def info() -> Info:
             "cuda": _implementation(name, "CUDA", "cuda"),
         }
     return Info(build, machine, operators)
+
+
+def without_kernel(names: Iterable[str], device: str = "cuda") -> list[str]:
+    """Returns those of these operators that the reference runs on a device, or nothing does."""
+    return [name for name in names if _implementation(name, device.upper(), "compiled") in ("reference", "none")]
 
 
 def _implementation(name: str, key: str, compiled: str) -> str:

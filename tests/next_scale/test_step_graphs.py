@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from named_gpu import NamedGpu
-from recorded_steps import RecordedSteps
+from recorded_steps import RecordedSteps, WatchedSteps, own_operators
 from sharp_model import sharp_config, sharp_model
 from torch import Tensor
 
 from videoar.next_scale import transformer as next_scale_transformer
 from videoar.next_scale.guidance import GuidanceSchedule
-from videoar.next_scale.sampling import FrameDecoder, decode_frames
-from videoar.step_graphs import CudaGraphs
+from videoar.next_scale.sampling import FrameDecoder, decode_frames, decoding_cache
+from videoar.step_graphs import OPERATORS, CudaGraphs
 from videoar_kernels import range_attention
 
 FRAMES = 4
@@ -48,6 +48,30 @@ def test_recorded_steps_decode_other_clips(window: int | None, context: str):
     assert run.replays == (len(CLIPS) - 1) * (1 + FRAMES * len(config.scales))
     waits = {name for name in run.names() if "local_scalar" in name or "nonzero" in name or "item" in name}
     assert not waits, "these wait for the device"
+    assert {"sample_bits", "pyramid_step"} <= own_operators(run) <= set(OPERATORS)
+
+
+@pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])
+def test_a_decoder_holds_all_that_its_steps_read(window: int | None):
+    config, run = sharp_config(window=window), WatchedSteps()
+    model, text = sharp_model(config), prompts(config, 0)
+    decoder = FrameDecoder(model, text, frames=FRAMES, run=run)
+    list(decoder.decode(text, seeds=[5, 6]))
+    assert len(run.read) == 1 + FRAMES * len(config.scales) and not run.freed()
+
+
+def test_what_nobody_holds_is_seen():
+    """The control of the test above: positions that are looked up in every step are in a cache alone."""
+    config, run = sharp_config(), WatchedSteps()
+    model, text = sharp_model(config), prompts(config, 0)
+    cache = decoding_cache(model, text, FRAMES)
+
+    def prefill() -> None:
+        cache.rollback()
+        model.prefill(text, cache)
+
+    run("prefill", prefill)
+    assert run.freed() == {"prefill"}
 
 
 def test_given_frames_have_steps_of_their_own():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from named_gpu import NamedGpu
-from recorded_steps import RecordedSteps
+from recorded_steps import RecordedSteps, WatchedSteps, own_operators
 from sharp_backbone import BATCH, CONFIG, GRID, SCHEMES, config_for, distance, prompt, sharp_backbone
 
 from videoar import step_graphs
@@ -16,7 +16,8 @@ from videoar.next_unit import SamplingOptions, UnitDecoder, cube, frame, sample_
 from videoar.next_unit import attention as next_unit_attention
 from videoar.next_unit.unit_cache import MOST_PLACES, ring_slots
 from videoar.step_graphs import CudaGraphs, KeptDecoders
-from videoar_kernels import KVCache, range_attention
+from videoar_kernels import _C, KVCache, range_attention
+from videoar_kernels.report import without_kernel
 
 SAMPLES = [(2, [5, 6]), (4, [7, 2**64 - 1]), (2, [7, 8])]  # (prompt, seeds)
 STREAM = {"clips": None, "window": 3, "sink": 1}
@@ -65,6 +66,16 @@ def test_recorded_passes_decode_streams_whose_cache_wraps_and_whose_time_is_clos
     for found, expected in both_ways(sharp_backbone(config), layout, options, run, count, **STREAM):
         assert torch.equal(found, expected)
         run.poison()
+
+
+@pytest.mark.parametrize("shape", [{}, STREAM], ids=["clip", "stream"])
+@schemes
+def test_a_decoder_holds_all_that_its_passes_read(scheme, shape):
+    config, layout, run = config_for(scheme), scheme.on(GRID), WatchedSteps()
+    model, text = sharp_backbone(config), prompt(config)
+    decoder = UnitDecoder(model, text, layout, options=SamplingOptions(steps=1), run=run, **shape)
+    tokens_of(decoder.decode(text, seeds=[5, 6]), 2 * len(layout.units))
+    assert len(run.read) > len(layout.units) and not run.freed()
 
 
 def test_a_graph_of_another_place_is_seen(monkeypatch):
@@ -204,6 +215,7 @@ def test_batches_are_decoded_as_one_with_guidance():
 
 def test_decoders_are_kept_on_a_gpu_unless_they_are_busy(monkeypatch):
     monkeypatch.setattr(step_graphs, "CudaGraphs", lambda device: f"graphs on {device}")
+    monkeypatch.setattr(step_graphs, "without_kernel", lambda names: [])
     kept, gpu = KeptDecoders(), torch.device("cuda")
 
     def make(run):
@@ -219,3 +231,30 @@ def test_decoders_are_kept_on_a_gpu_unless_they_are_busy(monkeypatch):
     kept.clear()
     assert kept.get(4, gpu, make) is not latest[4]
     assert kept.get("a", torch.device("cpu"), make).run is step_graphs.run_eagerly and len(kept) == 1
+
+
+def test_steps_run_one_by_one_where_an_operator_has_no_kernel(monkeypatch):
+    monkeypatch.setattr(step_graphs, "CudaGraphs", lambda device: "graphs")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(step_graphs, "without_kernel", lambda names: [name for name in names if name == "sample_bits"])
+    with pytest.warns(
+        UserWarning, match="without CUDA graphs and slowly: this build has no CUDA kernel of sample_bits"
+    ):
+        assert step_graphs.step_runner(gpu) is step_graphs.run_eagerly
+    assert "no CUDA kernel of sample_bits" in step_graphs.how_steps_run(gpu)
+    monkeypatch.setattr(step_graphs, "without_kernel", lambda names: [])
+    assert step_graphs.step_runner(gpu) == "graphs" and step_graphs.step_runner(cpu) is step_graphs.run_eagerly
+
+
+def test_a_build_without_cuda_has_no_kernels_for_it():
+    lacking = without_kernel(step_graphs.OPERATORS)
+    assert ("sample_bits" in lacking) == ("swiglu" in lacking) == (not _C.build_info()["cuda"])
+    assert without_kernel(step_graphs.OPERATORS, "cpu") == []
+
+
+@schemes
+def test_operators_of_the_passes_are_those_that_graphs_ask_for(scheme):
+    run, layout = RecordedSteps(), scheme.on(GRID)
+    decoder = UnitDecoder(sharp_backbone(config_for(scheme)), prompt(CONFIG), layout, run=run, **STREAM)
+    tokens_of(decoder.decode(prompt(CONFIG), seeds=[1, 2]), 2)
+    assert own_operators(run) <= set(step_graphs.OPERATORS)

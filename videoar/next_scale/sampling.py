@@ -95,6 +95,8 @@ class FrameDecoder:
         self._inputs = torch.zeros_like(self._resampled)  # what is known before a scale is drawn
         self._bits = like.new_zeros(*tokens, (config.bits + 7) // 8, dtype=torch.uint8)
         self._cache = decoding_cache(transformer, self._prompt, frames)
+        # A graph knows addresses alone: all that its steps read is held here.
+        self._positions = self.layout.positions_on(like.device)
         self._whole = self._inside = UNOBSERVED
         self.busy = False  # a clip is being decoded
 
@@ -125,7 +127,7 @@ class FrameDecoder:
             self._begin(text, seeds, uncond)
             with observer.part("prefill"):
                 tokens = self._prompt.shape[1]
-                self._run_step(("text",), lambda: self.transformer.prefill(self._prompt, self._cache), tokens, True)
+                self._run_step(("text",), self._prefill, tokens, True)
             yield from self._frames(given)
         finally:
             self.busy = False
@@ -162,6 +164,9 @@ class FrameDecoder:
         self._cache.mark_pending(tokens)  # a replayed step has not told the cache
         self._cache.commit(close=close)
 
+    def _prefill(self) -> None:
+        self.transformer.prefill(self._prompt, self._cache, self._positions)
+
     def _step(self, frame: int, scale: int, known: bool) -> None:
         """One (frame, scale) on the decoder's tensors; nothing here may depend on their values."""
         if scale == 0:
@@ -180,7 +185,8 @@ class FrameDecoder:
         here, copies = self.layout.within_frame(scale), self.copies
         inputs = self._inputs[:, here].repeat(copies, 1, 1)
         context = None if self.transformer.context is None else self._resampled[:, here].repeat(copies, 1, 1)
-        return self.transformer.step(self._prompt, inputs, context, self._cache, frame=frame, scale=scale)
+        options = {"frame": frame, "scale": scale, "positions": self._positions}
+        return self.transformer.step(self._prompt, inputs, context, self._cache, **options)
 
     def _draw(self, logits: Tensor, frame: int, scale: int, known: bool) -> None:
         """The bits of a scale, unless they are known, into the sum and the next scale's input."""

@@ -191,13 +191,21 @@ class NextScaleTransformer(nn.Module):
         x = self._run(x, layout.positions_on(x.device), attend)
         return self._predict(x[:, text.shape[1] :]).view(batch, frames, tokens, -1)
 
-    def prefill(self, text: Tensor, cache: KVCache) -> None:
+    def prefill(self, text: Tensor, cache: KVCache, positions: Tensor | None = None) -> None:
         """Put the text prefix (B, text_len, text_width) into the cache as its own block, uncommitted."""
-        positions = self.layout(1).positions_on(text.device)[: text.shape[1]]
-        self._run(self.text_in(text), positions, self._cached(cache))
+        positions = self.layout(1).positions_on(text.device) if positions is None else positions
+        self._run(self.text_in(text), positions[: text.shape[1]], self._cached(cache))
 
     def step(
-        self, text: Tensor, inputs: Tensor, context: Tensor | None, cache: KVCache, *, frame: int, scale: int
+        self,
+        text: Tensor,
+        inputs: Tensor,
+        context: Tensor | None,
+        cache: KVCache,
+        *,
+        frame: int,
+        scale: int,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits of one (frame, scale) through the cache, which then holds the block uncommitted.
 
@@ -206,6 +214,8 @@ class NextScaleTransformer(nn.Module):
             inputs, context: (B, h * w, d) at this scale, as in `forward`.
             cache: holds the text and every earlier block.
             frame, scale: which block, from 0.
+            positions: of a clip of this many frames or more, as `SequenceLayout.positions`, held by the caller; None:
+                looked up, in memory that does not stay.
 
         Returns:
             Logits (B, h * w, d).
@@ -215,8 +225,8 @@ class NextScaleTransformer(nn.Module):
         scale_ids = torch.full((height * width,), scale, device=inputs.device)
         first = frame == 0 and scale == 0
         x = self._embed(inputs, context, text, scale_ids, start=height * width if first else 0)
-        positions = layout.positions_on(x.device)[layout.block(frame, scale)]
-        return self._predict(self._run(x, positions, self._cached(cache)))
+        positions = layout.positions_on(x.device) if positions is None else positions
+        return self._predict(self._run(x, positions[layout.block(frame, scale)], self._cached(cache)))
 
     def _embed(self, inputs: Tensor, context: Tensor | None, text: Tensor, scale_ids: Tensor, *, start: int) -> Tensor:
         gain = self.config.bits**0.5  # code entries are +-1 / sqrt(d); the residual stream wants unit size

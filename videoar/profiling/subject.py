@@ -18,6 +18,7 @@ from videoar.profiling.limits import dtype_name, emulated
 from videoar.profiling.random_weights import RandomFeatures, random_tokenizer, random_transformer
 from videoar.profiling.shapes import Shape, fitted
 from videoar.profiling.work import TransformerWork, decoder_work
+from videoar.step_graphs import how_steps_run
 from videoar.text import ClassEncoder, ClassEncoderConfig, Prompt
 from videoar.tokenizer import TokenizerConfig
 
@@ -220,6 +221,7 @@ def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[
         "transformer": f"{packed}; {weights / 1e6:,.1f} M weights",
         "tokenizer": "float32" if options.decode else "not run",
         "device": options.device,
+        "steps": how_steps_run(torch.device(options.device)),
     }
     prompts: list[Prompt] = [0 if is_class else ""] * options.batch
     return FrameSubject(pipeline, shape, options, guidance, prompts, facts, _includes(text, options.decode), eager)

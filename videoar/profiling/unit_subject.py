@@ -27,7 +27,7 @@ from videoar.profiling.random_weights import RandomFeatures, random_backbone
 from videoar.profiling.shapes import Shape
 from videoar.profiling.subject import eager_dtype, random_dtype
 from videoar.profiling.unit_work import BackboneWork, autoencoder_work
-from videoar.step_graphs import CudaGraphs, run_eagerly
+from videoar.step_graphs import how_steps_run, step_runner
 from videoar.text import Conditioner
 from videoar.tokenizer import AutoencoderConfig
 from videoar.tokenizer.autoencoder import VideoAutoencoder
@@ -74,8 +74,7 @@ class UnitSubject:
 
     @cached_property
     def decoder(self) -> UnitDecoder:
-        device = torch.device(self.options.device)
-        run = CudaGraphs(device) if device.type == "cuda" else run_eagerly
+        run = step_runner(torch.device(self.options.device))
         return UnitDecoder(self.model, self.text(), self.layout, options=self.sampling, run=run)
 
     def text(self, prompt: str | None = "") -> Tensor:
@@ -247,6 +246,7 @@ def _ready(parts, cut, sampling, shape, options, facts, absent, text) -> UnitSub
         "transformer": f"{packed}; {weights / 1e6:,.1f} M weights",
         "autoencoder": absent if autoencoder is None else _kind(autoencoder),
         "device": options.device,
+        "passes": how_steps_run(torch.device(options.device)),
     }
     includes = _includes(text, None if autoencoder is not None else absent)
     return UnitSubject(model, autoencoder, conditioner.eval(), layout, sampling, shape, options, facts, includes, eager)
