@@ -54,7 +54,29 @@ def test_every_linear_layer_is_packed(model):
 
 def test_on_another_device_layers_are_converted_only(model):
     elsewhere = copy.deepcopy(model).to("meta").pack(torch.bfloat16)
-    assert isinstance(elsewhere.head, nn.Linear) and elsewhere.head.weight.dtype == torch.bfloat16
+    linears = [module for module in elsewhere.modules() if isinstance(module, nn.Linear)]
+    assert len(linears) > 3 * elsewhere.config.depth
+    assert {module.weight.dtype for module in linears if module is not elsewhere.head} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
+def test_logits_of_a_packed_model_are_float32_on_every_device(model, device):
+    elsewhere = copy.deepcopy(model).to(device).pack(torch.bfloat16)
+    text, inputs, context = (part.to(device, torch.bfloat16) for part in clip_inputs(model.config))
+    with torch.no_grad():
+        assert elsewhere(text, inputs, context).dtype == torch.float32
+        unpacked = copy.deepcopy(model).to(device, torch.bfloat16)
+        assert unpacked(text, inputs, context).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_packed_models_predict_the_same_on_cpu_and_gpu(model):
+    """Both round the same weights to bfloat16; neither rounds its logits."""
+    expected = logits(packed(model, torch.bfloat16))
+    with torch.no_grad():
+        inputs = (part.to("cuda", torch.bfloat16) for part in clip_inputs(model.config))
+        found = copy.deepcopy(model).to("cuda").pack(torch.bfloat16)(*inputs).cpu()
+    assert float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt()) < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])

@@ -38,6 +38,15 @@ def test_packed_bfloat16_is_closer_than_all_in_bfloat16():
     assert 0 < rms(out - exact) < rms(low - exact) < rms(exact)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
+def test_the_flow_of_a_packed_model_is_float32_on_every_device(device):
+    model = sharp_backbone(CONFIG).to(device).pack()
+    tokens, levels, text = (x.to(device) for x in (clip(LAYOUT, CONFIG), noise_levels(LAYOUT), prompt(CONFIG)))
+    with torch.no_grad():
+        assert model.blocks[0].ffn[0](model.patch_embedding.weight.new_zeros(1, CONFIG.width)).dtype == torch.bfloat16
+        assert model(tokens, levels, text, LAYOUT, direction="forward").dtype == torch.float32
+
+
 def test_what_the_timestep_goes_through_stays_in_float32():
     model = sharp_backbone(CONFIG).pack()
     kept = [*model.time_embedding.parameters(), *model.time_projection.parameters(), model.head.modulation]

@@ -128,7 +128,8 @@ class NextScaleTransformer(nn.Module):
     def pack(self, dtype: torch.dtype = torch.bfloat16) -> NextScaleTransformer:
         """Puts the model into its form for inference, in place: everything in `dtype`, linear layers packed.
 
-        Packing is for the CPU; on another device, move the model there first, and its layers are converted only.
+        Packing is for the CPU; on another device, move the model there first, and its layers are converted only. The
+        logits are float32 either way.
 
         Args:
             dtype: bfloat16, or float32 for a model that must not lose precision.
@@ -149,6 +150,8 @@ class NextScaleTransformer(nn.Module):
                     # Norms compute in float32 and want their gains so.
                     wide = isinstance(module, (RMSNorm, Attention))
                     parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+        if isinstance(self.head, nn.Linear):
+            self.head.float()  # its rounded weights, see `_predict`
         return self.eval().requires_grad_(False)
 
     def layout(self, frames: int) -> SequenceLayout:
@@ -251,8 +254,9 @@ class NextScaleTransformer(nn.Module):
 
     def _predict(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        # Guidance multiplies the rounding of logits, so a packed head gives float32.
-        return self.head(x.float() if isinstance(self.head, PackedLinear) else x)
+        # Guidance multiplies the rounding of logits, so a packed model's head gives float32 on every device.
+        wide = isinstance(self.head, PackedLinear) or self.head.weight.dtype == torch.float32
+        return self.head(x.float() if wide else x)
 
     @staticmethod
     def _cached(cache: KVCache) -> Callable[[int], Attend]:

@@ -52,5 +52,6 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor, runs: Sequence[Run]) -> Tensor:
         shift, scale = (self.modulation + time[:, :, None]).unbind(2)  # (B, units, C)
         x = unit_norm(x, scale, shift, runs, self.eps)
-        # Every step adds the flow to the latents, so a packed head gives float32.
-        return self.head(x.float() if isinstance(self.head, PackedLinear) else x)
+        # Every step adds the flow to the latents, so a packed model's head gives float32 on every device.
+        wide = isinstance(self.head, PackedLinear) or self.head.weight.dtype == torch.float32
+        return self.head(x.float() if wide else x)

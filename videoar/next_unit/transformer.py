@@ -97,6 +97,8 @@ class NextUnitTransformer(nn.Module):
                     if isinstance(child, nn.Linear):
                         packed = PackedLinear.from_linear(child, dtype) if child.weight.is_cpu else child.to(dtype)
                         setattr(module, name, packed)
+        if isinstance(self.head.head, nn.Linear):
+            self.head.head.float()  # its rounded weights, see `Head`
         self.patch_embedding.to(dtype)
         return self.eval().requires_grad_(False)
 
