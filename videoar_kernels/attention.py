@@ -20,7 +20,7 @@ from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
 from videoar_kernels.masks import RangeMask
-from videoar_kernels.outputs import repeats_elements, shares_memory
+from videoar_kernels.outputs import NO_INPUTS, check_out
 
 _NO_ARRAYS = (None,) * 4
 _op, _out_op = ops.range_attention.default, ops.range_attention_out.default
@@ -142,7 +142,7 @@ def _check(
             f"range_attention: expected k of shape ({batch}, a divisor of {heads}, *, {head_dim}), got {tuple(k.shape)}"
         )
     if out is not None:
-        _check_out(out, q, k, v)
+        check_out("range_attention", "out", out, q, NO_INPUTS, {"q": q, "k": k, "v": v})
     if mask is None:
         return
     if mask.q_len != q_len or mask.k_len != k.shape[2]:
@@ -152,27 +152,6 @@ def _check(
         )
     if mask.batch is not None and mask.batch != batch:
         raise ValueError(f"range_attention: expected mask of batch {batch} or None, got {mask.batch}")
-
-
-def _check_out(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    check_tensor("range_attention", "out", out)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, q, k, v)):
-        raise ValueError("range_attention: expected out to be None where a gradient is needed, got a tensor")
-    if out.shape != q.shape or out.device != q.device:
-        raise ValueError(
-            f"range_attention: expected out of shape {tuple(q.shape)} on {q.device}, "
-            f"got {tuple(out.shape)} on {out.device}"
-        )
-    if out.dtype != q.dtype:
-        raise TypeError(f"range_attention: expected out of dtype {q.dtype}, got {out.dtype}")
-    if repeats_elements(out) or (out.shape[-1] > 1 and out.stride(-1) != 1):
-        raise ValueError(
-            "range_attention: expected out with contiguous rows that share no memory with one another, "
-            f"got shape {tuple(out.shape)} and strides {out.stride()}"
-        )
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if shares_memory(out, x):
-            raise ValueError(f"range_attention: expected out to share no memory with {name}, got tensors that overlap")
 
 
 def _save(ctx, inputs, output):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from videoar_kernels.argument_types import check_tensor, whole
-from videoar_kernels.outputs import shares_memory
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -83,22 +82,3 @@ def check_probability(name: str, p: float | Tensor) -> None:
         outside = p[~((p >= 0) & (p <= 1))]
         if outside.numel():
             raise ValueError(f"{name}: expected p within [0, 1], got {outside.flatten()[0].item()}")
-
-
-def check_out(
-    name: str, argument: str, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *inputs: Tensor
-) -> None:
-    """Raise unless `out` is dense, of this shape and dtype, and apart from the inputs or exactly one of them."""
-    if tuple(out.shape) != shape or not out.is_contiguous():
-        raise ValueError(
-            f"{name}: expected {argument} of shape {shape}, dense, got {tuple(out.shape)} with strides {out.stride()}"
-        )
-    if out.dtype != dtype or out.device != inputs[0].device:
-        raise TypeError(
-            f"{name}: expected {argument} of {dtype} on {inputs[0].device}, got {out.dtype} on {out.device}"
-        )
-    for x in inputs:
-        if shares_memory(out, x, or_same=x.dtype == dtype):
-            raise ValueError(f"{name}: expected {argument} to be an input or to share no memory with it")
-        if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
-            raise ValueError(f"{name}: expected no {argument} where a gradient is wanted; use torch.no_grad()")

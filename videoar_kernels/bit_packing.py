@@ -11,9 +11,10 @@ from torch import Tensor
 
 from videoar_kernels import reference
 from videoar_kernels.argument_types import check_tensor
-from videoar_kernels.bit_checks import FLOATS, bits_a_token, check_float, check_out, check_packed
+from videoar_kernels.bit_checks import FLOATS, bits_a_token, check_float, check_packed
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
+from videoar_kernels.outputs import NO_INPUTS, check_dense_out
 
 _NUMBERS = {dtype: i for i, dtype in enumerate(FLOATS)}  # as in DType, csrc/cpu/dtype.h
 
@@ -50,7 +51,8 @@ def _check_ones(bits: Tensor, out: Tensor | None = None) -> None:
     if bits.ndim == 0:
         raise ValueError("pack_bits: expected bits of shape (..., d), got ()")
     if out is not None:
-        check_out("pack_bits", "out", out, (*bits.shape[:-1], (bits.shape[-1] + 7) // 8), torch.uint8, bits)
+        shape = (*bits.shape[:-1], (bits.shape[-1] + 7) // 8)
+        check_dense_out("pack_bits", "out", out, shape, torch.uint8, {"bits": bits})
 
 
 def unpack_bits(bits: Tensor, dim: int | None = None, *, out: Tensor | None = None) -> Tensor:
@@ -72,9 +74,9 @@ def unpack_bits(bits: Tensor, dim: int | None = None, *, out: Tensor | None = No
 
     def check() -> None:
         check_packed("unpack_bits", bits, dim)
-        check_out("unpack_bits", "out", out, (*bits.shape[:-1], dim), torch.bool, bits)
+        check_dense_out("unpack_bits", "out", out, (*bits.shape[:-1], dim), torch.bool, NO_INPUTS, {"bits": bits})
 
-    if out.shape[-1:] != (dim,):
+    if not isinstance(out, Tensor) or out.shape[-1:] != (dim,):
         check()
     run_into(out, _UNPACK_BITS_OUT, check, bits, out)
     return out
@@ -105,9 +107,10 @@ def bits_to_code(
     def check() -> None:
         check_packed("bits_to_code", bits, dim)
         check_float("bits_to_code", "out", out)
-        check_out("bits_to_code", "out", out, (*bits.shape[:-1], dim), dtype or out.dtype, bits)
+        shape = (*bits.shape[:-1], dim)
+        check_dense_out("bits_to_code", "out", out, shape, dtype or out.dtype, NO_INPUTS, {"bits": bits})
 
-    if out.shape[-1:] != (dim,) or dtype not in (None, out.dtype):
+    if not isinstance(out, Tensor) or out.shape[-1:] != (dim,) or dtype not in (None, out.dtype):
         check()
     run_into(out, _BITS_TO_CODE_OUT, check, bits, out)
     return out

@@ -19,7 +19,6 @@ from videoar_kernels import reference
 from videoar_kernels.argument_types import check_tensor
 from videoar_kernels.bit_checks import (
     check_float,
-    check_out,
     check_packed,
     check_probability,
     expanded,
@@ -27,7 +26,7 @@ from videoar_kernels.bit_checks import (
 )
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
-from videoar_kernels.outputs import shares_memory
+from videoar_kernels.outputs import Inputs, check_dense_out
 from videoar_kernels.reference.bits import BSQ, SampledBits
 
 # Looking an overload up takes 0.2 us.
@@ -58,17 +57,16 @@ def bsq_quantize(x: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> BSQ:
 
     def check() -> None:
         check_float("bsq_quantize", "x", x)
-        _check_coded("bsq_quantize", x, *out)
+        _check_coded("bsq_quantize", x, *out, {"x": x})
 
     run_into(out, _BSQ_QUANTIZE_OUT, check, x, *out)
     return BSQ(*out)
 
 
-def _check_coded(name: str, x: Tensor, bits: Tensor, code: Tensor, *inputs: Tensor) -> None:
-    check_out(name, "bits of out", bits, (*x.shape[:-1], (x.shape[-1] + 7) // 8), torch.uint8, x, *inputs)
-    check_out(name, "code of out", code, tuple(x.shape), x.dtype, x, *inputs)
-    if shares_memory(bits, code):
-        raise ValueError(f"{name}: expected bits and code of out to share no memory, got tensors that overlap")
+def _check_coded(name: str, x: Tensor, bits: Tensor, code: Tensor, inputs: Inputs) -> None:
+    check_dense_out(name, "code of out", code, x.shape, x.dtype, inputs)
+    shape = (*x.shape[:-1], (x.shape[-1] + 7) // 8)
+    check_dense_out(name, "bits of out", bits, shape, torch.uint8, inputs, {"code of out": code})
 
 
 def flip_bits(
@@ -106,7 +104,7 @@ def flip_bits(
         check_packed("flip_bits", bits, dim)
         check_probability("flip_bits", p if token_p is None else token_p)
         if out is not None:
-            check_out("flip_bits", "out", out, tuple(bits.shape), torch.uint8, bits)
+            check_dense_out("flip_bits", "out", out, bits.shape, torch.uint8, {"bits": bits})
 
     if not (type(seed) is type(offset) is int and 0 <= seed < 2**63 and 0 <= offset < 2**63):
         seed, offset = signed64("flip_bits", "seed", seed), signed64("flip_bits", "offset", offset)
@@ -216,7 +214,7 @@ def _check_sample(
     if not temperature >= 0:
         raise ValueError(f"sample_bits: expected temperature >= 0, got {temperature}")
     if out is not None:
-        _check_coded("sample_bits", logits, *out, *([] if uncond is None else [uncond]))
+        _check_coded("sample_bits", logits, *out, {"logits": logits, "uncond": uncond})
 
 
 def _save_quantize(ctx, inputs, output):

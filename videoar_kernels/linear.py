@@ -20,7 +20,7 @@ from videoar_kernels.argument_types import check_tensor, whole
 from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
-from videoar_kernels.outputs import repeats_elements, shares_memory
+from videoar_kernels.outputs import NO_INPUTS, check_apart, check_form, repeats_elements
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 ELEMENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,8 +97,6 @@ def packed_linear(
     """
     if out is None:
         return run(_op, lambda: _check(x, packed, out_features, bias), x, packed, bias, out_features)
-    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (x, bias, out)):
-        raise ValueError("packed_linear: expected tensors that need no gradient with out=, got one that does")
     run_into(
         out,
         _out_op,
@@ -225,21 +223,14 @@ def _check(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None) ->
 
 def _check_out(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None, out: Tensor) -> None:
     _check(x, packed, out_features, bias)
-    check_tensor("packed_linear", "out", out)
-    shape = (*x.shape[:-1], out_features)
-    if out.shape != shape or out.dtype != x.dtype or out.device != x.device:
-        raise ValueError(
-            f"packed_linear: expected out {shape} {x.dtype} on {x.device}, got {tuple(out.shape)} {out.dtype} "
-            f"on {out.device}"
-        )
+    shape, read = (*x.shape[:-1], out_features), {"x": x, "packed": packed, "bias": bias}
+    check_form("packed_linear", "out", out, shape, x.dtype, x.device, tuple(read.values()))
     if repeats_elements(out) or not _has_even_rows(out):
         raise ValueError(
             "packed_linear: expected out with contiguous rows at one distance from each other, all apart, "
             f"got shape {shape} and strides {out.stride()}"
         )
-    for name, tensor in (("x", x), ("packed", packed), ("bias", bias)):
-        if tensor is not None and shares_memory(out, tensor):
-            raise ValueError(f"packed_linear: expected out to share no memory with {name}, got tensors that overlap")
+    check_apart("packed_linear", "out", out, NO_INPUTS, read)
 
 
 def _has_even_rows(x: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from torch import Tensor
 from videoar_kernels.argument_types import check_tensor
 
 Inputs = Mapping[str, Tensor | None]
-_NONE: Inputs = {}
+NO_INPUTS: Inputs = {}
 
 
-def check_out(op: str, name: str, out: Tensor, like: Tensor, inputs: Inputs, others: Inputs = _NONE) -> None:
-    """Raises ValueError unless `out` can take a result of `like`'s shape, dtype and device.
+def check_out(op: str, name: str, out: Tensor, like: Tensor, inputs: Inputs, others: Inputs = NO_INPUTS) -> None:
+    """Raises unless `out`, with a contiguous last dimension, can take a result of `like`'s shape, dtype and device.
 
     Args:
         op: the public function's name.
@@ -24,24 +24,63 @@ def check_out(op: str, name: str, out: Tensor, like: Tensor, inputs: Inputs, oth
         inputs: tensors of which an element is read where the result's is written; `out` may be exactly one of them, but
             not overlap one partly.
         others: tensors that `out` must be apart from.
+
+    Raises:
+        TypeError: no tensor, or another dtype. ValueError: all else.
     """
-    check_tensor(op, name, out)
-    read = (*inputs.values(), *others.values())
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *read)):
-        raise ValueError(f"{op}: expected tensors that need no gradient with {name}, got one that does")
-    if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device:
-        raise ValueError(
-            f"{op}: expected {name} like {tuple(like.shape)} {like.dtype} on {like.device}, "
-            f"got {tuple(out.shape)} {out.dtype} on {out.device}"
-        )
+    check_form(op, name, out, like.shape, like.dtype, like.device, (*inputs.values(), *others.values()))
     dense = out.ndim == 0 or out.shape[-1] <= 1 or out.stride(-1) == 1
     if not dense or repeats_elements(out):
         raise ValueError(
             f"{op}: expected {name} with a contiguous last dimension and no element stored twice (no stride 0), "
-            f"got strides {out.stride()}"
+            f"got shape {tuple(out.shape)} and strides {out.stride()}"
         )
+    check_apart(op, name, out, inputs, others)
+
+
+def check_dense_out(
+    op: str,
+    name: str,
+    out: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    inputs: Inputs,
+    others: Inputs = NO_INPUTS,
+) -> None:
+    """Raises unless `out` is dense, of this shape and dtype and where the inputs are; the rest as `check_out`."""
+    read = (*inputs.values(), *others.values())
+    device = next(t.device for t in read if t is not None)
+    check_form(op, name, out, shape, dtype, device, read)
+    if not out.is_contiguous():
+        raise ValueError(f"{op}: expected {name} dense, got shape {tuple(shape)} with strides {out.stride()}")
+    check_apart(op, name, out, inputs, others)
+
+
+def check_form(
+    op: str,
+    name: str,
+    out: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    read: Sequence[Tensor | None],
+) -> None:
+    """Raises unless `out` has this shape, dtype and device, and no gradient is wanted of it or of what is read."""
+    check_tensor(op, name, out)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *read)):
+        raise ValueError(f"{op}: expected tensors that need no gradient with {name}, got one that does; use no_grad()")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"{op}: expected {name} of shape {tuple(shape)}, got {tuple(out.shape)}")
+    if out.dtype != dtype:
+        raise TypeError(f"{op}: expected {name} of {dtype}, got {out.dtype}")
+    if out.device != device:
+        raise ValueError(f"{op}: expected {name} on {device}, got one on {out.device}")
+
+
+def check_apart(op: str, name: str, out: Tensor, inputs: Inputs, others: Inputs) -> None:
+    """Raises ValueError where `out` overlaps `others`, or `inputs` otherwise than by being one of them."""
     for other, tensor in inputs.items():
-        if tensor is not None and shares_memory(out, tensor, or_same=True):
+        if tensor is not None and shares_memory(out, tensor, or_same=tensor.dtype == out.dtype):
             raise ValueError(f"{op}: expected {name} apart from {other}, or exactly it, got a partial overlap")
     for other, tensor in others.items():
         if tensor is not None and shares_memory(out, tensor):

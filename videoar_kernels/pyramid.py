@@ -18,9 +18,9 @@ from videoar_kernels import reference
 from videoar_kernels.bit_checks import check_probability, expanded, signed64
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
+from videoar_kernels.outputs import NO_INPUTS, check_dense_out
 from videoar_kernels.pyramid_checks import (
     check_planes,
-    check_result,
     check_scales,
     flat,
     pairs,
@@ -91,9 +91,11 @@ def pyramid_encode(
 
 def _check_encoded(z: Tensor, scales: Sequence[Scale], labels: Tensor, inputs: Tensor, total: Tensor) -> None:
     name, tokens, dim = "pyramid_encode", (*z.shape[:2], token_count(flat(scales))), z.shape[-1]
-    check_result(name, "total of out", total, tuple(z.shape), z.dtype, z, in_place=True)
-    check_result(name, "inputs of out", inputs, (*tokens, dim), z.dtype, z, total)
-    check_result(name, "labels of out", labels, (*tokens, (dim + 7) // 8), torch.uint8, z, total, inputs)
+    check_dense_out(name, "total of out", total, z.shape, z.dtype, {"z": z})
+    others = {"z": z, "total of out": total}
+    check_dense_out(name, "inputs of out", inputs, (*tokens, dim), z.dtype, NO_INPUTS, others)
+    others["inputs of out"] = inputs
+    check_dense_out(name, "labels of out", labels, (*tokens, (dim + 7) // 8), torch.uint8, NO_INPUTS, others)
 
 
 def pyramid_resample(x: Tensor, scales: Sequence[Scale], *, out: Tensor | None = None) -> Tensor:
@@ -114,7 +116,7 @@ def pyramid_resample(x: Tensor, scales: Sequence[Scale], *, out: Tensor | None =
         check_scales("pyramid_resample", scales, x.shape[2:4])
         if out is not None:
             shape = (*x.shape[:2], token_count(flat(scales)), x.shape[-1])
-            check_result("pyramid_resample", "out", out, shape, x.dtype, x)
+            check_dense_out("pyramid_resample", "out", out, shape, x.dtype, NO_INPUTS, {"x": x})
 
     if out is None:
         return run(ops.pyramid_resample.default, check, x, flat(scales))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from videoar_kernels.bit_checks import check_float
-from videoar_kernels.outputs import shares_memory
 from videoar_kernels.reference.pyramid import Scale
 
 
@@ -61,38 +60,3 @@ def check_keep(keep: Tensor, most: int) -> None:
         outside = keep[(keep < 0) | (keep > most)]
         if outside.numel():
             raise ValueError(f"pyramid_decode: expected keep within [0, {most}], got {outside.flatten()[0].item()}")
-
-
-def check_result(
-    name: str,
-    argument: str,
-    out: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    *inputs: Tensor,
-    in_place: bool = False,
-) -> None:
-    """Raises unless `out` is dense, of this shape and type, and apart from all inputs.
-
-    Args:
-        name: the public function's name.
-        argument: how its caller calls `out`.
-        out: the tensor that will be written.
-        shape: of the result.
-        dtype: of the result.
-        inputs: what is read while `out` is written; the first one's device counts.
-        in_place: `out` may also be the first input itself.
-    """
-    if tuple(out.shape) != shape or not out.is_contiguous():
-        raise ValueError(
-            f"{name}: expected {argument} of shape {shape}, dense, got {tuple(out.shape)} with strides {out.stride()}"
-        )
-    if out.dtype != dtype or out.device != inputs[0].device:
-        raise TypeError(
-            f"{name}: expected {argument} of {dtype} on {inputs[0].device}, got {out.dtype} on {out.device}"
-        )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (out, *inputs)):
-        raise ValueError(f"{name}: expected no {argument} where a gradient is wanted; use torch.no_grad()")
-    for i, x in enumerate(inputs):
-        if shares_memory(out, x, or_same=in_place and i == 0):
-            raise ValueError(f"{name}: expected {argument} apart from the inputs and the other results, got an overlap")

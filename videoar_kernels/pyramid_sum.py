@@ -15,7 +15,8 @@ from videoar_kernels.argument_types import whole
 from videoar_kernels.bit_checks import FLOATS, bits_a_token, check_float, check_packed, expanded
 from videoar_kernels.fallback import register_fallback
 from videoar_kernels.library import ops, register_fake, run, run_into
-from videoar_kernels.pyramid_checks import check_keep, check_result, check_scales, flat, pairs, token_count
+from videoar_kernels.outputs import NO_INPUTS, check_dense_out
+from videoar_kernels.pyramid_checks import check_keep, check_scales, flat, pairs, token_count
 from videoar_kernels.reference.pyramid import Scale, Step
 
 
@@ -71,11 +72,11 @@ def pyramid_decode(
             raise ValueError(f"pyramid_decode: expected keep within [0, {len(scales)}], got {keep}")
         if out is not None:
             shape = (*bits.shape[:2], *scales[-1], 8 * bits.shape[-1] if dim is None else dim)
-            check_result("pyramid_decode", "out", out, shape, dtype, bits, *(() if table is None else (table,)))
+            check_dense_out("pyramid_decode", "out", out, shape, dtype, NO_INPUTS, {"bits": bits, "keep": table})
 
     kept = () if keep is None else (keep,) if table is None else (None, table)
     if out is not None:
-        if not isinstance(bits, Tensor) or out.dtype != dtype:
+        if not isinstance(bits, Tensor) or not isinstance(out, Tensor) or out.dtype != dtype:
             check()
         if out.shape[-1:] != (bits_a_token("pyramid_decode", bits) if dim is None else dim,):
             check()
@@ -135,12 +136,14 @@ def pyramid_step(
 
 
 def _check_stepped(total: Tensor, bits: Tensor, next_scale: Scale | None, result: Tensor, input: Tensor | None) -> None:
-    check_result("pyramid_step", "total of out", result, tuple(total.shape), total.dtype, total, bits, in_place=True)
+    name = "pyramid_step"
+    check_dense_out(name, "total of out", result, total.shape, total.dtype, {"total": total}, {"bits": bits})
     if (input is None) != (next_scale is None):
         raise ValueError("pyramid_step: expected an input of out where there is a next_scale, and None where not")
     if input is not None:
         shape = (total.shape[0], next_scale[0] * next_scale[1], total.shape[-1])
-        check_result("pyramid_step", "input of out", input, shape, total.dtype, total, bits, result)
+        others = {"total": total, "bits": bits, "total of out": result}
+        check_dense_out(name, "input of out", input, shape, total.dtype, NO_INPUTS, others)
 
 
 @register_fake("videoar_kernels::pyramid_decode")

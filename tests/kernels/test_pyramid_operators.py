@@ -76,7 +76,7 @@ def test_out_that_cannot_be_written_is_refused(name):
         ]
         for out in wrong:
             for grad in (True, False):
-                with torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match=r"expected .* of"):
+                with torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match="expected "):
                     call(out=[*good[:i], out, *good[i + 1 :]])
     if len(good) == 2:
         for grad in (True, False):
@@ -107,7 +107,7 @@ def test_out_that_overlaps_an_input_or_another_result_is_refused():
         for grad in (True, False):
             with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="apart from"):
                 call()
-    with pytest.raises(ValueError, match="gradient is wanted"):
+    with pytest.raises(ValueError, match="need no gradient with out"):
         K.pyramid_resample(z.requires_grad_(), RAGGED, out=inputs)
 
 
