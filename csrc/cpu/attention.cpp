@@ -56,21 +56,6 @@ struct Score {
     }
     store_block<A, kVectors, kRows>(scores + start * width, width, s);
   }
-
-  __attribute__((noinline)) void all() const {
-    constexpr int kRows = kBlockRows<kVectors>;
-    const int count = run.count;
-    int start = 0;
-    for (; start + kRows <= count; start += kRows) block<kRows>(start);
-    if constexpr (kRows > 4) {
-      for (; start + 4 <= count; start += 4) block<4>(start);
-    }
-    switch (count - start) {
-      case 3: return block<3>(start);
-      case 2: return block<2>(start);
-      case 1: return block<1>(start);
-    }
-  }
 };
 
 // sum[d][:] += sum over a run's keys of value[key][d] * weights[key][:], kVectors vectors of queries.
@@ -96,13 +81,7 @@ struct AddValues {
         multiply_add<A, kVectors, kRows>(c, values, 1, kPanel, weights, width, run.count);
       }
       __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) {
-          A* at = to + m * width + j * kLanes<A>;
-          store(at, load(at) + c[m][j]);
-        }
+      add_block<A, kVectors, kRows>(to, width, c);
     }
   }
 
@@ -131,8 +110,9 @@ struct QueryTile {
     A* scores = weights + row * kWidth;
     const int skipped = run.first * kLanes<A>;
     with_vectors<A>(run.vectors * kLanes<A>, [&]<int kActive>() {
-      Score<A, kActive>{run, query + skipped, scores + skipped, kWidth, head_dim, LaneMasks<A, kActive>(run.lanes)}
-          .all();
+      const LaneMasks<A, kActive> seen(run.lanes);
+      const Score<A, kActive> work{run, query + skipped, scores + skipped, kWidth, head_dim, seen};
+      for_tight_blocks<kBlockRows<kActive>>(run.count, work);
     });
     if (run.vectors == kVectors) return;
     for (int i = 0; i < run.count; ++i)

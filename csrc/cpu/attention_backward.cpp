@@ -76,18 +76,6 @@ struct Weigh {
   }
 };
 
-// Sums of parts err less than one long sum.
-template <class A, int kVectors, int kRows>
-inline void add_block(A* to, int64_t stride, const Vec<A> (&c)[kRows][kVectors]) {
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      A* at = to + m * stride + j * kLanes<A>;
-      store(at, load(at) + c[m][j]);
-    }
-}
-
 // grad_q[row][:] += sum over keys of slopes[row][key] * keys[key][:], kVectors vectors of head_dim at a time.
 template <class A, int kVectors>
 struct AddToQueries {

@@ -128,21 +128,6 @@ struct Score {
     }
     store_block<float, kVectors, kRows>(scores + start * width, width, s);
   }
-
-  __attribute__((noinline)) void all() const {
-    constexpr int kRows = kPairRows<kVectors>;
-    const int count = run.count;
-    int start = 0;
-    for (; start + kRows <= count; start += kRows) block<kRows>(start);
-    if constexpr (kRows > 4) {
-      for (; start + 4 <= count; start += 4) block<4>(start);
-    }
-    switch (count - start) {
-      case 3: return block<3>(start);
-      case 2: return block<2>(start);
-      case 1: return block<1>(start);
-    }
-  }
 };
 
 // sum[d][:] += sum over a run's pairs of values[pair][d] . weights[pair][:], kVectors vectors of queries.
@@ -168,13 +153,7 @@ struct AddValues {
         dot_add<kVectors, kRows>(c, values, 1, kPanel, weights, width, run.pairs());
       }
       __asm__ volatile("" ::: "memory");  // the sums are read here, not kept through the loop
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) {
-          float* at = to + m * width + j * kLanes<float>;
-          store(at, load(at) + c[m][j]);
-        }
+      add_block<float, kVectors, kRows>(to, width, c);
     }
   }
 
@@ -213,7 +192,9 @@ struct QueryTile {
     float* to = scores + row * kWidth;
     const int skipped = run.first * kLanes<float>;
     with_pair_vectors(run.vectors * kLanes<float>, [&]<int kActive>() {
-      Score<kActive>{run, query + skipped, to + skipped, kWidth, head_dim, LaneMasks<float, kActive>(run.lanes)}.all();
+      const LaneMasks<float, kActive> seen(run.lanes);
+      const Score<kActive> work{run, query + skipped, to + skipped, kWidth, head_dim, seen};
+      for_tight_blocks<kPairRows<kActive>>(run.count, work);
     });
     if (run.vectors < kVectors) {
       for (int i = 0; i < run.count; ++i) {

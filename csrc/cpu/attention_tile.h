@@ -97,6 +97,18 @@ inline void store_block(A* to, int64_t stride, const Vec<A> (&c)[kRows][kVectors
     for (int j = 0; j < kVectors; ++j) store(to + m * stride + j * kLanes<A>, c[m][j]);
 }
 
+// Sums of parts err less than one long sum.
+template <class A, int kVectors, int kRows>
+inline void add_block(A* to, int64_t stride, const Vec<A> (&c)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      A* at = to + m * stride + j * kLanes<A>;
+      store(at, load(at) + c[m][j]);
+    }
+}
+
 // c[m][:] += sum over t of a[m * row + t * step] * b[t * b_step + :], for kRows values of m and kVectors vectors.
 template <class A, int kVectors, int kRows>
 inline void multiply_add(Vec<A> (&c)[kRows][kVectors], const A* a, int64_t row, int64_t step, const A* b,
@@ -121,6 +133,21 @@ __attribute__((noinline)) void for_blocks(int64_t start, int64_t count, F& f) {
   for (; start + kRows <= count; start += kRows) f.template block<kRows>(start);
   if constexpr (kRows > 1) {
     if (start < count) for_blocks<(kRows > 4 ? 4 : 1)>(start, count, f);
+  }
+}
+
+// The same for an f that does not change, with a block of their own for two or three that are left.
+template <int kRows, class F>
+__attribute__((noinline)) void for_tight_blocks(int count, const F& f) {
+  int start = 0;
+  for (; start + kRows <= count; start += kRows) f.template block<kRows>(start);
+  if constexpr (kRows > 4) {
+    for (; start + 4 <= count; start += 4) f.template block<4>(start);
+  }
+  switch (count - start) {
+    case 3: return f.template block<3>(start);
+    case 2: return f.template block<2>(start);
+    case 1: return f.template block<1>(start);
   }
 }
 
