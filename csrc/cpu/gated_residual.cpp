@@ -3,6 +3,7 @@
 #include "norm_kernels.h"
 #include "norm_rows.h"
 #include "parallel.h"
+#include "partial_rows.h"
 #include "sweep.h"
 
 namespace videoar {
@@ -10,7 +11,7 @@ namespace VIDEOAR_ISA {
 namespace {
 
 // The sum over the rows that share one modulation row (or, for a weight, over all rows). Short groups end inside a
-// task and go straight to `grads`; long ones leave one partial sum a task, which add_partials() adds up.
+// task and go straight to `grads`; long ones leave one partial sum a task, which add_group_partials() adds up.
 template <class A, class M>
 class GroupSum {
  public:
@@ -38,31 +39,16 @@ class GroupSum {
   int64_t tokens_, width_;
 };
 
-// grads[g] = the sum of the partial rows of group g's tasks, in order; `stride` elements from task to task.
-template <class A, class M>
-void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads) {
-  constexpr int64_t kColumns = 256;
-  const int64_t blocks = (width + kColumns - 1) / kColumns;
-  parallel_ranges(groups * blocks, groups * tasks * width * int64_t(sizeof(A)), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / blocks, column = item % blocks * kColumns;
-      const A* first = partial + group * tasks * stride + column;
-      M* out = grads + group * width + column;
-      sweep<A>(width - column < kColumns ? width - column : kColumns, [&](int64_t i, int n) {
-        Vec<A> sum{};
-        for (int64_t task = 0; task < tasks; ++task) sum += load_upto(first + task * stride + i, n);
-        store_upto(out + i, sum, n);
-      });
-    }
-  });
-}
-
 template <class A, class M>
 void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks, int64_t tokens,
                         M* grads) {
   if (tokens < kGroupInTask) return;
   const int64_t groups = size.batch * size.length / tokens;
-  add_partials(partial, stride, groups, tasks.count / groups, size.width, grads);
+  add_partials(partial, stride, groups, tasks.count / groups, size.width,
+               [&](const A* sums, int64_t count, int64_t group, int64_t column) {
+                 M* to = grads + group * size.width + column;
+                 sweep<A>(count, [&](int64_t i, int n) { store_upto(to + i, load_upto(sums + i, n), n); });
+               });
 }
 
 template <class T, class M>

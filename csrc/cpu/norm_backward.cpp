@@ -5,6 +5,7 @@
 #include "norm_modulation.h"
 #include "norm_rows.h"
 #include "parallel.h"
+#include "partial_rows.h"
 
 namespace videoar {
 namespace VIDEOAR_ISA {
@@ -70,26 +71,15 @@ class AdalnSums {
   A* sums_;
 };
 
-// grads = the sum of `tasks` partial rows in the order of steps, one after `stride` elements.
+// grads = the sums of partial rows in the order of steps.
 template <class T, class M>
 void add_rows(const Accumulator<T>* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads) {
   using A = Accumulator<T>;
-  constexpr int64_t kColumns = 256;
-  const int64_t blocks = (width + kColumns - 1) / kColumns;
-  parallel_ranges(groups * blocks, groups * tasks * width * int64_t(sizeof(A)), [&](int64_t begin, int64_t end) {
-    alignas(64) A sums[kColumns];
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / blocks, column = item % blocks * kColumns;
-      const int64_t count = width - column < kColumns ? width - column : kColumns;
-      const A* first = partial + group * tasks * stride + column;
-      for (int64_t i = 0; i < padded_width(count); i += kLanes<A>) {
-        Vec<A> sum{};
-        for (int64_t task = 0; task < tasks; ++task) sum += load(first + task * stride + i);
-        store(sums + i, sum);
-      }
-      from_steps<T>(sums, count, grads + group * width + column);
-    }
-  });
+  add_partials(partial, stride, groups, tasks, padded_width(width),
+               [&](const A* sums, int64_t count, int64_t group, int64_t column) {
+                 const int64_t left = width - column;
+                 from_steps<T>(sums, left < count ? left : count, grads + group * width + column);
+               });
 }
 
 // What grad_x needs of a row, with h = grad_out * gain.
