@@ -212,29 +212,29 @@ struct HeadsBackward {
 
   void on_cpu(const RopeTableView& table, bool interleaved) const {
     const Tensor partial = empty_dense(weight, {rope_chunks(size.batch, size.length), weight.numel()});
-    rope_kernels().norm_rope_backward({grad_out.const_data_ptr(), x.const_data_ptr(), weight.const_data_ptr(),
-                                       grad_x.mutable_data_ptr(), grad_weight.mutable_data_ptr(),
-                                       partial.mutable_data_ptr(), size, rope_strides(grad_out), rope_strides(x),
-                                       rope_strides(grad_x), table, eps, full_width, interleaved, dtype_of(x)});
+    rope_kernels().norm_rope_backward({gradients(partial), table, interleaved});
   }
 
   void on_gpu(const cuda::Rotation& rotation) const {
     const Tensor partial = empty_dense(weight, {cuda::heads_chunks(size), weight.numel()});
-    const cuda::HeadsBackwardParams params = {grad_out.const_data_ptr(),
-                                              x.const_data_ptr(),
-                                              weight.const_data_ptr(),
-                                              grad_x.mutable_data_ptr(),
-                                              grad_weight.mutable_data_ptr(),
-                                              partial.mutable_data_ptr(),
-                                              size,
-                                              rope_strides(grad_out),
-                                              rope_strides(x),
-                                              rope_strides(grad_x),
-                                              rotation,
-                                              eps,
-                                              full_width,
-                                              dtype_of(x)};
-    launch(x, VIDEOAR_GPU(launch_heads_backward), params);
+    launch(x, VIDEOAR_GPU(launch_heads_backward), {gradients(partial), rotation});
+  }
+
+ private:
+  HeadsGradients gradients(const Tensor& partial) const {
+    return {grad_out.const_data_ptr(),
+            x.const_data_ptr(),
+            weight.const_data_ptr(),
+            grad_x.mutable_data_ptr(),
+            grad_weight.mutable_data_ptr(),
+            partial.mutable_data_ptr(),
+            size,
+            rope_strides(grad_out),
+            rope_strides(x),
+            rope_strides(grad_x),
+            eps,
+            full_width,
+            dtype_of(x)};
   }
 };
 

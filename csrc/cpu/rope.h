@@ -46,8 +46,8 @@ struct NormRopeParams {
   bool full_width;
 };
 
-// `table` holds the inverse rotation. partial: rope_chunks() rows of the weight's size, scratch.
-struct NormRopeBackwardParams {
+// Gradients of queries or keys and of their norm's weight, on any device. partial: rows of the weight's size, scratch.
+struct HeadsGradients {
   const void* grad_out;
   const void* x;
   const void* weight;
@@ -56,10 +56,15 @@ struct NormRopeBackwardParams {
   void* partial;
   RopeSizes size;
   RopeStrides grad_out_stride, x_stride, grad_x_stride;
-  RopeTableView table;
   double eps;
-  bool full_width, interleaved;
+  bool full_width;
   DType dtype;
+};
+
+// `table` holds the inverse rotation; rope_chunks() partial rows.
+struct NormRopeBackwardParams : HeadsGradients {
+  RopeTableView table;
+  bool interleaved;
 };
 
 // Tokens whose cosines and sines are laid out together: they stay in the L1 cache for all heads.

@@ -37,20 +37,9 @@ struct HeadsParams {
   DType dtype;
 };
 
-// `rotation` is the inverse one. partial: heads_chunks() rows of the weight's size, scratch.
-struct HeadsBackwardParams {
-  const void* grad_out;
-  const void* x;
-  const void* weight;
-  void* grad_x;
-  void* grad_weight;
-  void* partial;
-  RopeSizes size;
-  RopeStrides grad_out_stride, x_stride, grad_x_stride;
+// `rotation` is the inverse one; heads_chunks() partial rows.
+struct HeadsBackwardParams : HeadsGradients {
   Rotation rotation;
-  double eps;
-  bool full_width;
-  DType dtype;
 };
 
 // Partial sums of a weight gradient, a block each.
