@@ -23,7 +23,7 @@ __device__ inline double lanes_sum(double value, int lanes) {
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads)
     entropy_kernel(const __grid_constant__ EntropyParams p, EntropySums* block_sums) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   __shared__ double sums[3 * kSharedSums];
   const Octets at(p.dim);
   const int scales = int(p.scales), cells = at.groups() * scales;
@@ -113,7 +113,7 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads, 2)
     entropy_backward_kernel(const __grid_constant__ EntropyBackwardParams p, const double* coefficients,
                             int64_t scales) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
     A logit[8];
     load_octet<kAligned>(logit, (const T*)p.logits + row * p.logits_stride + 8 * byte, count);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kBitThreads, 2)
 
 template <class T>
 const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
-  using W = typename Compute<T>::type;
+  using W = Accumulator<T>;
   const EntropyParams& t = p.tokens;
   const int64_t blocks = entropy_blocks(t.rows);
   const int lanes = octet_lanes(t.dim);
@@ -150,7 +150,7 @@ const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
 
 template <class T>
 const char* entropy_backward(const EntropyBackwardLaunch& p, cudaStream_t stream) {
-  using W = typename Compute<T>::type;
+  using W = Accumulator<T>;
   const EntropyBackwardParams& t = p.tokens;
   VIDEOAR_LAUNCH(1, kBitThreads, stream, coefficient_kernel<W>)(p);
   if (t.rows * t.dim == 0) return launch_error();

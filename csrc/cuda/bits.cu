@@ -7,7 +7,7 @@ namespace {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads) quantize_kernel(const __grid_constant__ QuantizeParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const double magnitude = 1 / sqrt(double(p.dim));
   const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kBitThreads) quantize_kernel(const __grid_cons
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads) code_kernel(const __grid_constant__ CodeParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const double magnitude = 1 / sqrt(double(p.dim));
   const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
@@ -98,7 +98,7 @@ __device__ inline Draw sample_quickly(float x, float uncond, float guidance, boo
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads, 2) sample_kernel(const __grid_constant__ SampleParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const double magnitude = 1 / sqrt(double(p.dim));
   const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
   const bool guided = p.uncond != nullptr, greedy = p.temperature == 0;

@@ -1,57 +1,31 @@
-// Elements on the device: what they are stored as, what they are computed in, and packs of 16 bytes.
+// Elements on the device: to the type they are computed in and back, and packs of 16 bytes.
 #pragma once
+
+#include <type_traits>
 
 #include "launch.cuh"
 
 namespace videoar {
 namespace cuda {
 
-template <class T>
-struct DeviceElement {
-  using type = T;
-};
-template <>
-struct DeviceElement<bf16> {
-  using type = __nv_bfloat16;
-};
-template <>
-struct DeviceElement<f16> {
-  using type = __half;
-};
-
-template <class T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
+// From an element to the type it is computed in (Accumulator<T>), and back.
 template <class A, class T>
 __device__ inline A widen(T value) {
-  return A(value);
+  if constexpr (std::is_same_v<T, __half>)
+    return __half2float(value);
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __bfloat162float(value);
+  else
+    return A(value);
 }
-template <>
-__device__ inline float widen<float, __half>(__half value) {
-  return __half2float(value);
-}
-template <>
-__device__ inline float widen<float, __nv_bfloat16>(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-
 template <class T, class A>
 __device__ inline T narrow(A value) {
-  return T(value);
-}
-template <>
-__device__ inline __half narrow<__half, float>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ inline __nv_bfloat16 narrow<__nv_bfloat16, float>(float value) {
-  return __float2bfloat16_rn(value);
+  if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(value);
+  else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __float2bfloat16_rn(value);
+  else
+    return T(value);
 }
 
 // kCount elements, moved in accesses of up to 16 bytes.

@@ -59,7 +59,7 @@ bool layer_aligned(const KvLayer& l, const RopeSizes& block, int64_t capacity) {
 
 template <class T>
 const char* append(const KvAppendLaunch& p, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const unsigned groups = grid_of((p.size.batch * p.size.length + kTokens - 1) / kTokens);
   for (int64_t first = 0; first < p.layer_count; first += kLaunchLayers) {
     KvLayers layers{};

@@ -37,7 +37,7 @@ __device__ inline A sigmoid(A x) {
 
 template <class T, class M, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads) adaln_norm_kernel(const __grid_constant__ AdalnParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   __shared__ A scratch[kWarp];
   const int64_t width = p.size.width, length = p.size.length, rows = p.size.batch * length;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -96,7 +96,7 @@ struct GroupSums {
 template <class T, class M, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads)
     adaln_norm_backward_kernel(const __grid_constant__ AdalnBackwardParams p, const __grid_constant__ NormTasks tasks) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   __shared__ A scratch[3 * kWarp];
   const AdalnParams& f = p.forward;
   const int64_t width = f.size.width, length = f.size.length;
@@ -179,7 +179,7 @@ void add_group_partials(const A* partial, int64_t stride, const NormSizes& size,
 
 template <class T, class M, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads) gated_residual_kernel(const __grid_constant__ GatedResidualParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const int64_t width = p.size.width, length = p.size.length, rows = p.size.batch * length;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const RowCells<T, A, kPack, kPacks> x(row_of<T>(p.x, row, length), width);
@@ -195,7 +195,7 @@ template <class T, class M, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads, 2)
     gated_residual_backward_kernel(const __grid_constant__ GatedResidualBackwardParams p,
                                    const __grid_constant__ NormTasks tasks) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const int64_t width = p.size.width, length = p.size.length;
   for (int64_t task = blockIdx.x; task < tasks.count; task += gridDim.x) {
     GroupSums<A, M, kPack, kPacks> gate_sum((A*)p.partial + task * width, (M*)p.grad_gate, p.gate.tokens, width);
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
 
 template <class T, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads) swiglu_kernel(const __grid_constant__ SwigluParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
     const RowCells<T, A, kPack, kPacks> up((const T*)p.up + row * p.up_stride, p.width);
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kMostThreads) swiglu_kernel(const __grid_const
 
 template <class T, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads) swiglu_backward_kernel(const __grid_constant__ SwigluBackwardParams p) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const RowCells<T, A, kPack, kPacks> grad((const T*)p.grad_out + row * p.grad_out_stride, p.width);
     const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
@@ -294,7 +294,7 @@ void adaln_norm_of(const AdalnParams& p, cudaStream_t stream) {
 
 template <class T, class M>
 void adaln_norm_backward_of(const AdalnBackwardParams& p, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const AdalnParams& f = p.forward;
   const int64_t width = f.size.width;
   const NormTasks tasks = norm_tasks(f.size, f.scale.tokens, f.shift.tokens, kNormTasks);
@@ -323,7 +323,7 @@ void gated_residual_of(const GatedResidualParams& p, cudaStream_t stream) {
 
 template <class T, class M>
 void gated_residual_backward_of(const GatedResidualBackwardParams& p, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const NormTasks tasks = norm_tasks(p.size, p.gate.tokens, p.gate.tokens, kNormTasks);
   Alignment a(p.size.width, sizeof(T));
   a.tokens(p.y).tokens(p.grad_out).dense(p.grad_y).modulation(p.gate, sizeof(M));
@@ -337,23 +337,23 @@ void gated_residual_backward_of(const GatedResidualBackwardParams& p, cudaStream
 // The modulation's type: the compute type, or the element's own.
 template <class T>
 const char* adaln_norm(const AdalnParams& p, cudaStream_t stream) {
-  p.wide_modulation ? adaln_norm_of<T, typename Compute<T>::type>(p, stream) : adaln_norm_of<T, T>(p, stream);
+  p.wide_modulation ? adaln_norm_of<T, Accumulator<T>>(p, stream) : adaln_norm_of<T, T>(p, stream);
   return launch_error();
 }
 template <class T>
 const char* adaln_norm_backward(const AdalnBackwardParams& p, cudaStream_t stream) {
-  p.forward.wide_modulation ? adaln_norm_backward_of<T, typename Compute<T>::type>(p, stream)
+  p.forward.wide_modulation ? adaln_norm_backward_of<T, Accumulator<T>>(p, stream)
                             : adaln_norm_backward_of<T, T>(p, stream);
   return launch_error();
 }
 template <class T>
 const char* gated_residual(const GatedResidualParams& p, cudaStream_t stream) {
-  p.wide_modulation ? gated_residual_of<T, typename Compute<T>::type>(p, stream) : gated_residual_of<T, T>(p, stream);
+  p.wide_modulation ? gated_residual_of<T, Accumulator<T>>(p, stream) : gated_residual_of<T, T>(p, stream);
   return launch_error();
 }
 template <class T>
 const char* gated_residual_backward(const GatedResidualBackwardParams& p, cudaStream_t stream) {
-  p.wide_modulation ? gated_residual_backward_of<T, typename Compute<T>::type>(p, stream)
+  p.wide_modulation ? gated_residual_backward_of<T, Accumulator<T>>(p, stream)
                     : gated_residual_backward_of<T, T>(p, stream);
   return launch_error();
 }

@@ -38,7 +38,7 @@ template <class T>
 __global__ void __launch_bounds__(kPyramidThreads, 2)
     decode_kernel(const __grid_constant__ Grid g, const uint8_t* bits, const int64_t* keep, int64_t keep_all, T* total,
                   bool vector) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const A amplitude = code_amplitude<A>(g.dim);
   each_place(g, g.pixels, [&](int64_t frame, int pixel, int octet) {
     const int64_t wanted = keep == nullptr ? keep_all : keep[frame], kept = wanted < g.count ? wanted : g.count;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kPyramidThreads, 2)
 template <class T>
 __global__ void __launch_bounds__(kPyramidThreads, 2)
     resample_kernel(const __grid_constant__ Grid g, const __grid_constant__ PlanesView<T> x, T* out, bool vector) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   each_place(g, g.tokens, [&](int64_t frame, int token, int octet) {
     const TokenPlace place = place_of(g, token);
     const Bin<int> rows = area_bin(place.row, g.height[place.k], g.full_height);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kPyramidThreads, 2)
 template <class T, class S>
 __global__ void __launch_bounds__(kPyramidThreads, 2)
     resample_backward_kernel(const __grid_constant__ Grid g, const S* grad, T* grad_x, bool vector) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   each_place(g, g.pixels, [&](int64_t frame, int pixel, int octet) {
     const int row = int(pixel / g.full_width), column = int(pixel % g.full_width);
     Octet<A> sum = zeros<A>();
@@ -130,7 +130,7 @@ template <class T, bool kNext>
 __global__ void __launch_bounds__(kPyramidThreads, 2)
     step_kernel(const __grid_constant__ Grid g, const __grid_constant__ PlanesView<T> total, const uint8_t* bits,
                 T* out, bool vector) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const A amplitude = code_amplitude<A>(g.dim);
   const int small = g.height[0] * g.width[0], places = kNext ? g.height[1] * g.width[1] : g.pixels;
   each_place(g, places, [&](int64_t sample, int place, int octet) {
@@ -192,7 +192,7 @@ const char* resample_backward(const ResampleBackwardParams& p, cudaStream_t stre
 
 template <class T>
 const char* encode_backward(const EncodeBackwardLaunch& launch, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const EncodeBackwardParams& p = launch.params;
   const Grid g = grid_of(p.shape);
   A* tokens = (A*)launch.tokens;

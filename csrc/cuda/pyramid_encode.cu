@@ -10,7 +10,7 @@ constexpr int kSmallPlane = 64, kLargePlane = int(kSharedPixels);  // 6 and 24 K
 
 template <class T>
 struct EncodeKernel {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const EncodeParams& p;
   const Grid& g;
   Octet<A>*z, *sum, *small;
@@ -121,7 +121,7 @@ template <class T, int kPixels>
 __global__ void __launch_bounds__(kPyramidThreads, 2)
     encode_kernel(const __grid_constant__ EncodeParams p, const __grid_constant__ Grid g,
                   const __grid_constant__ PlanesView<T> planes, void* scratch, bool vector) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   __shared__ Octet<A> shared[kPixels == 0 ? 1 : 3 * kPixels];
   Octet<A>* z = kPixels == 0 ? (Octet<A>*)scratch + int64_t(blockIdx.x) * 3 * g.pixels : shared;
   const A amplitude = code_amplitude<A>(g.dim);

@@ -196,7 +196,7 @@ const char* unfit(const RopeSizes& size, bool full_width) {
 
 template <class T>
 const char* heads(const HeadsParams& p, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const int64_t groups = (p.size.batch * p.size.length + kTokens - 1) / kTokens;
   const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) && packs_aligned<T>(p.out, p.size, p.out_stride);
   with_packs<T>(aligned, [&]<int kPack, int kUnits>() {
@@ -211,7 +211,7 @@ const char* heads(const HeadsParams& p, cudaStream_t stream) {
 
 template <class T>
 const char* heads_backward(const HeadsBackwardParams& p, cudaStream_t stream) {
-  using A = typename Compute<T>::type;
+  using A = Accumulator<T>;
   const int64_t chunks = heads_chunks(p.size), weights = p.size.dim * (p.full_width ? p.size.heads : 1);
   const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) &&
                        packs_aligned<T>(p.grad_out, p.size, p.grad_out_stride) &&
