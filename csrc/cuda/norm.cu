@@ -28,12 +28,6 @@ __device__ inline T* row_of(const OutputRows& rows, int64_t row, int64_t length)
 
 __device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
 __device__ inline double reciprocal_root(double x) { return rsqrt(x); }
-__device__ inline float exponential(float x) { return expf(x); }
-__device__ inline double exponential(double x) { return exp(x); }
-template <class A>
-__device__ inline A sigmoid(A x) {
-  return 1 / (1 + exponential(-x));
-}
 
 template <class T, class M, int kPack, int kPacks>
 __global__ void __launch_bounds__(kMostThreads) adaln_norm_kernel(const __grid_constant__ AdalnParams p) {
@@ -214,37 +208,6 @@ __global__ void __launch_bounds__(kMostThreads, 2)
   }
 }
 
-template <class T, int kPack, int kPacks>
-__global__ void __launch_bounds__(kMostThreads) swiglu_kernel(const __grid_constant__ SwigluParams p) {
-  using A = Accumulator<T>;
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
-    const RowCells<T, A, kPack, kPacks> up((const T*)p.up + row * p.up_stride, p.width);
-    write_cells<T, A, kPack, kPacks>((T*)p.out + row * p.out_stride, p.width, [&](int i, int j, int64_t c) {
-      const A g = gate.at(i, j, c);
-      return g * sigmoid(g) * up.at(i, j, c);
-    });
-  }
-}
-
-template <class T, int kPack, int kPacks>
-__global__ void __launch_bounds__(kMostThreads) swiglu_backward_kernel(const __grid_constant__ SwigluBackwardParams p) {
-  using A = Accumulator<T>;
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    const RowCells<T, A, kPack, kPacks> grad((const T*)p.grad_out + row * p.grad_out_stride, p.width);
-    const RowCells<T, A, kPack, kPacks> gate((const T*)p.gate + row * p.gate_stride, p.width);
-    const RowCells<T, A, kPack, kPacks> up((const T*)p.up + row * p.up_stride, p.width);
-    write_cells<T, A, kPack, kPacks>((T*)p.grad_gate + row * p.width, p.width, [&](int i, int j, int64_t c) {
-      const A g = gate.at(i, j, c), s = sigmoid(g);
-      return grad.at(i, j, c) * up.at(i, j, c) * s * (1 + g * (1 - s));
-    });
-    write_cells<T, A, kPack, kPacks>((T*)p.grad_up + row * p.width, p.width, [&](int i, int j, int64_t c) {
-      const A g = gate.at(i, j, c);
-      return grad.at(i, j, c) * g * sigmoid(g);
-    });
-  }
-}
-
 // Whether 16-byte accesses are aligned in every row.
 struct Alignment {
   bool good;
@@ -358,26 +321,6 @@ const char* gated_residual_backward(const GatedResidualBackwardParams& p, cudaSt
   return launch_error();
 }
 
-template <class T>
-const char* swiglu(const SwigluParams& p, cudaStream_t stream) {
-  Alignment a(p.width, sizeof(T));
-  a.rows(p.gate, p.gate_stride).rows(p.up, p.up_stride).rows(p.out, p.out_stride);
-  with_cells<T>(a.good, p.width, [&]<int kPack, int kPacks>(int threads) {
-    VIDEOAR_LAUNCH(grid_of(p.rows), threads, stream, swiglu_kernel<T, kPack, kPacks>)(p);
-  });
-  return launch_error();
-}
-template <class T>
-const char* swiglu_backward(const SwigluBackwardParams& p, cudaStream_t stream) {
-  Alignment a(p.width, sizeof(T));
-  a.rows(p.grad_out, p.grad_out_stride).rows(p.gate, p.gate_stride).rows(p.up, p.up_stride);
-  a.dense(p.grad_gate).dense(p.grad_up);
-  with_cells<T>(a.good, p.width, [&]<int kPack, int kPacks>(int threads) {
-    VIDEOAR_LAUNCH(grid_of(p.rows), threads, stream, swiglu_backward_kernel<T, kPack, kPacks>)(p);
-  });
-  return launch_error();
-}
-
 }  // namespace
 
 const char* launch_adaln_norm(const AdalnParams& p, void* stream) {
@@ -393,14 +336,6 @@ const char* launch_gated_residual(const GatedResidualParams& p, void* stream) {
 }
 const char* launch_gated_residual_backward(const GatedResidualBackwardParams& p, void* stream) {
   VIDEOAR_CUDA_DISPATCH(p.dtype, gated_residual_backward, p, cudaStream_t(stream));
-}
-const char* launch_swiglu(const SwigluParams& p, void* stream) {
-  if (p.rows * p.width == 0) return nullptr;
-  VIDEOAR_CUDA_DISPATCH(p.dtype, swiglu, p, cudaStream_t(stream));
-}
-const char* launch_swiglu_backward(const SwigluBackwardParams& p, void* stream) {
-  if (p.rows * p.width == 0) return nullptr;
-  VIDEOAR_CUDA_DISPATCH(p.dtype, swiglu_backward, p, cudaStream_t(stream));
 }
 
 }  // namespace cuda

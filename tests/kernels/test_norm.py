@@ -118,6 +118,44 @@ def test_swiglu_and_its_gradients(isa, shape, dtype):
             assert_close(result, e, l)
 
 
+def swiglu_views(dtype):
+    """Rows whose packs of 16 bytes follow on each other, begin anew in each row, or are aligned nowhere."""
+    wide = {"whole rows": (5, 4099), "aligned rows": (5, 8208), "rows at any address": (5, 8198), "tails": (5, 4112)}
+    whole, aligned, anywhere, tails = (random(shape, dtype) for shape in wide.values())
+    return {
+        "whole rows": (whole, whole.flip(0)),
+        "aligned rows": aligned.chunk(2, -1),
+        "rows at any address": anywhere.chunk(2, -1),
+        "tails": (tails[:, :4099], tails.flip(0)[:, :4099]),
+        "shifted": (whole.flatten()[1:], random((5 * 4099,), dtype)[:-1]),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", swiglu_views(torch.float32))
+def test_swiglu_of_wide_rows_wherever_they_lie(isa, layout, dtype):
+    gate, up = swiglu_views(dtype)[layout]
+    grad = random(gate.shape, dtype)
+    results = vk.swiglu(gate, up), *torch.ops.videoar_kernels.swiglu_backward(grad, gate, up)
+
+    def plain(dtype):
+        leaves = [x.to(dtype).clone().requires_grad_() for x in (gate, up)]
+        out = torch.nn.functional.silu(leaves[0]) * leaves[1]
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))
+
+    for result, exact, low in zip(results, plain(torch.float64), plain(dtype), strict=True):
+        assert_close(result, exact, low)
+    out = torch.empty_strided(gate.shape, gate.stride(), dtype=dtype)
+    torch.ops.videoar_kernels.swiglu_out(gate, up, out)
+    assert torch.equal(out, results[0])
+
+
+def test_swiglu_of_more_rows_than_a_grid_has(isa):
+    gate = random((70_000, 3), torch.float32)
+    views = gate[:, :2], gate[:, 1:]
+    assert torch.equal(vk.swiglu(*views), vk.swiglu(*(view.contiguous() for view in views)))
+
+
 FAR = [88.0, 88.3, 88.5, 89.0, 90.0, 100.0, 1000.0, 1e36, 3e38, float("inf")]
 
 
