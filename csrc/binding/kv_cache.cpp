@@ -1,5 +1,6 @@
 #include "../cuda/kv_cache.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "gpu.h"
@@ -75,9 +76,11 @@ void append(size_t count, const Tensor* k_caches, const Tensor* v_caches, const 
   p.eps = eps, p.interleaved = rotation.interleaved, p.dtype = dtype_of(ks[0]);
   STD_TORCH_CHECK(weights == nullptr || (eps >= 0 && std::isfinite(eps)),
                   "kv_cache_append: expected a finite eps >= 0");
-  STD_TORCH_CHECK(start >= 0 && sink >= 0 && p.size.length <= p.capacity &&
-                      (sink < p.capacity || start <= p.capacity - p.size.length),
-                  "kv_cache_append: the block does not fit");
+  // Tokens in the sink, and those in the ring, of which no two may share a slot: threads would write it in any order.
+  const int64_t pinned = start < sink ? std::min(sink - start, p.size.length) : 0, ring = p.size.length - pinned;
+  STD_TORCH_CHECK(
+      start >= 0 && sink >= 0 && (ring > 0 ? ring <= p.capacity - sink : start + pinned <= p.capacity || pinned == 0),
+      "kv_cache_append: the block does not fit");
   std::vector<Tensor> held;  // dense copies live until the kernel is done
   held.reserve(3 * count);
   std::vector<KvLayer> layers;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from closeness import assert_close
@@ -244,6 +246,23 @@ def test_errors_name_the_argument_and_the_numbers(error, match, call):
     for grad in (True, False):  # without gradients the kernel checks first
         with torch.set_grad_enabled(grad), pytest.raises(error, match=match):
             call(KVCache(2, 2, 2, 8, D))
+
+
+def test_no_two_tokens_of_a_block_get_one_slot(isa):
+    """The operator by itself, which knows no cursors: a cache of 6 slots, of which 2 are the sink."""
+    rotation = (1e-6, (), 10000.0, True)
+    for start, length in itertools.product(range(9), range(1, 7)):
+        slots = [i if i < 2 else 2 + (i - 2) % 4 for i in range(start, start + length)]
+        (k, v), caches = block(length), torch.zeros(2, 2, 2, 6, D, dtype=torch.float64)
+        if len(set(slots)) == length:
+            ops.kv_cache_append_layer(*caches, k, v, None, None, start, 2)
+            assert torch.equal(caches[0][:, :, slots], k) and torch.equal(caches[1][:, :, slots], v)
+            continue
+        with pytest.raises(RuntimeError, match="the block does not fit"):
+            ops.kv_cache_append_layer(*caches, k, v, None, None, start, 2)
+        with pytest.raises(ValueError, match=f"got {length} tokens for {len(set(slots))} slots"):
+            reference.kv_cache.kv_cache_append(*([t] for t in (*caches, k, v)), [], None, start, 2, *rotation)
+        assert not caches.any()
 
 
 def test_a_block_may_come_from_another_layer():

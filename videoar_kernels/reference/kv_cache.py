@@ -80,6 +80,10 @@ def kv_cache_append(
     sink, to slot sink + (i - sink) mod (capacity - sink) after it; the first token of the block is token `start`."""
     capacity, length = k_caches[0].shape[2], ks[0].shape[2]
     slots = [i if i < sink else sink + (i - sink) % (capacity - sink) for i in range(start, start + length)]
+    if len(set(slots)) < length:
+        raise ValueError(
+            f"kv_cache_append: expected a block that fits, got {length} tokens for {len(set(slots))} slots"
+        )
     slots = torch.tensor(slots, dtype=torch.int64, device=ks[0].device)
     for layer in range(len(ks)):
         weight = k_weights[layer] if k_weights else None
