@@ -172,8 +172,9 @@ def _reference_rope_3d_out(*arguments):
 if torch.version.cuda is not None and importlib.util.find_spec("triton"):
     from videoar_kernels.triton import rope as _triton
 
-    register_fallback("rope_3d", _triton.operator, label="triton", devices=("CUDA",))
-    register_fallback("rope_3d_", _triton.operator_, label="triton", devices=("CUDA",))
+    _LABEL = "triton, not yet run on a GPU"
+    register_fallback("rope_3d", _triton.operator, label=_LABEL, devices=("CUDA",))
+    register_fallback("rope_3d_", _triton.operator_, label=_LABEL, devices=("CUDA",))
 register_fallback("rope_3d", _reference_rope_3d)
 register_fallback("rope_3d_", _reference_rope_3d_)
 register_fallback("rope_3d_out", _reference_rope_3d_out)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,54 @@ def test_triton_kernel_compiles_ahead_of_time(capability):
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
             assert len(compiled.asm["cubin"]) > 0
             assert compiled.metadata.shared <= 100_000
+
+
+@requires_triton
+@pytest.mark.gpu
+def test_triton_kernel_matches_float64_on_a_gpu():
+    """Where the CUDA library is compiled, the operator is its; so the Triton kernel is asked for by name."""
+    from videoar_kernels.triton import rope as triton_rope
+
+    compare_with_float64(triton_rope.rope_3d, "cuda")
+    x = torch.randn(2, 3, 5, 16, device="cuda", dtype=torch.bfloat16)
+    positions = torch.randint(0, 9, (5, 3), device="cuda")
+    rotated = triton_rope.rope_3d(x, positions)
+    triton_rope.operator_(x, positions, None, 10000.0, True, False)
+    assert torch.equal(x, rotated)
+
+
+@requires_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
+def test_triton_kernel_runs_where_its_tensors_lie():
+    from videoar_kernels.triton import rope as triton_rope
+
+    compare_with_float64(triton_rope.rope_3d, "cuda:1")
+
+
+@requires_triton
+def test_the_triton_kernel_is_launched_on_its_tensors_device(monkeypatch):
+    from videoar_kernels.triton import rope as triton_rope
+
+    entered = []
+
+    @contextmanager
+    def on_device(x):
+        entered.append(x)
+        yield
+        entered.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda x, *rest, **options: launched.append((x, *entered))
+
+    launched = []
+    monkeypatch.setattr(triton_rope, "on_device", on_device)
+    monkeypatch.setattr(triton_rope, "rope_kernel", Kernel())
+    x = torch.randn(1, 2, 3, 16)
+    triton_rope.rope_3d(x, torch.zeros(3, 3, dtype=torch.int64))
+    ((given, around),) = launched
+    assert given is x and around is x and not entered
 
 
 if __name__ == "__main__":

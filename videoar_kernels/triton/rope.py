@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from videoar_kernels.reference.rope import default_dims, rope_angles
+from videoar_kernels.triton.attention_launch import on_device
 
 HEADS_PER_PROGRAM = 16
 
@@ -84,21 +85,22 @@ def rotate(
     sines = (-angles if inverse else angles).sin().to(table_dtype).contiguous()
     heads_per_program = min(HEADS_PER_PROGRAM, triton.next_power_of_2(heads))
     grid = (batch * length, triton.cdiv(heads, heads_per_program))
-    rope_kernel[grid](
-        x,
-        out,
-        cosines,
-        sines,
-        heads,
-        length,
-        *x.stride()[:3],
-        *out.stride()[:3],
-        0 if positions.ndim == 2 else length * (head_dim // 2),
-        PAIRS=head_dim // 2,
-        PADDED=triton.next_power_of_2(head_dim // 2),
-        HEADS=heads_per_program,
-        INTERLEAVED=interleaved,
-    )
+    with on_device(x):
+        rope_kernel[grid](
+            x,
+            out,
+            cosines,
+            sines,
+            heads,
+            length,
+            *x.stride()[:3],
+            *out.stride()[:3],
+            0 if positions.ndim == 2 else length * (head_dim // 2),
+            PAIRS=head_dim // 2,
+            PADDED=triton.next_power_of_2(head_dim // 2),
+            HEADS=heads_per_program,
+            INTERLEAVED=interleaved,
+        )
 
 
 def rope_3d(
