@@ -120,7 +120,8 @@ class VideoPipeline:
             video: pixels to begin with (B, 3, T, H, W) in [-1, 1], or (1, 3, T, H, W) for all: one frame is
                 image-to-video, more is continuation. They come out first, as the tokenizer reproduces them.
             frames: pixel frames in all, 1 + n * time stride; the default's if None.
-            seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch.
+            seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch, on a GPU
+                up to what rounding makes of it.
             guidance: schedule or a constant; the default's if None.
             temperature: of the bits; the default's if None.
             observer: sees the parts "text", "decode" and those of `FrameDecoder.decode`.

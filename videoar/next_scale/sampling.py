@@ -35,7 +35,8 @@ def decode_frames(
 ) -> Iterator[DecodedFrame]:
     """Yield latent frames one after another, each as soon as its last scale is drawn.
 
-    A sample depends on its own prompt and seed alone, not on what else is in the batch.
+    A sample depends on its own prompt and seed, and on the CPU on nothing else in the batch. On a GPU matrix products
+    are rounded otherwise in another batch, which may move a bit whose draw falls upon its probability.
 
     Args:
         transformer: the model.

@@ -153,7 +153,8 @@ class UnitPipeline:
         Args:
             prompts: B captions or classes; None and "" are no condition.
             frames: in pixels; one clip if None.
-            seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch.
+            seed: one for all prompts, or one each; a (seed, prompt) gives the same video in any batch, on a GPU
+                up to what rounding makes of it.
             changes: other values for fields of `UnitDefaults`, such as steps, guidance or units.
 
         Raises:

@@ -36,8 +36,8 @@ def sample_units(
 ) -> Iterator[SampledUnit]:
     """Yields unit after unit, each as soon as it is clean; clip follows clip in time.
 
-    A sample depends on its own prompt and seed alone. More than one clip with a window is a stream: the time of dropped
-    units is closed up, so neither positions nor memory grow.
+    A sample depends on its own prompt and seed alone, on a GPU up to rounding. More than one clip with a window is a
+    stream: the time of dropped units is closed up, so neither positions nor memory grow.
 
     Args:
         model: the backbone.
