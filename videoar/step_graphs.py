@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from videoar_kernels.report import without_kernel
+from videoar_kernels.triton.attention_plan import BlockPlan, kept_by
 
 # What steps run. In place of one of these, the reference may wait for the device, which a graph cannot hold.
 OPERATORS = (
@@ -42,6 +43,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._plans: set[BlockPlan] = set()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
@@ -55,7 +57,8 @@ class CudaGraphs:
         step()  # what is made at a first call (work lists, compiled kernels, workspaces) must exist before the capture
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as one that writes the video, may go on using the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with capture, kept_by(self._plans):
             step()
         self._graphs[key] = graph
 

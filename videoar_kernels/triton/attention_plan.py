@@ -1,7 +1,8 @@
 """Work lists of attention on the device: made once for a mask by the host's planner, then found again.
 
 A list is made and copied when a mask is first seen, without waiting for the device. A CUDA graph can only be captured
-with masks that were seen before; lists that a graph holds stay for good.
+with masks that were seen before; the lists that it reads stay as long as what `kept_by` was given, or for good where
+nothing was.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -29,13 +32,25 @@ class BlockPlan:
     samples: int
     stream: int  # that copies the arrays
     copied: torch.cuda.Event | None
-    held: bool = field(default=False)  # by a graph
+    held: bool = field(default=False)  # by a graph whose owner is not known
 
 
 Arrays = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _plans: OrderedDict[tuple, BlockPlan] = OrderedDict()
 _contents: dict[tuple[int, ...], tuple] = {}
 _lock = threading.Lock()  # autograd runs backward in a thread of its own
+_keepers = threading.local()
+
+
+@contextmanager
+def kept_by(plans: set[BlockPlan]) -> Iterator[None]:
+    """Adds the work lists of graphs that this thread captures to `plans`, which is to live as long as the graphs."""
+    before = getattr(_keepers, "plans", None)
+    _keepers.plans = plans
+    try:
+        yield
+    finally:
+        _keepers.plans = before
 
 
 def _content(arrays: Arrays) -> tuple[bytes, ...] | None:
@@ -86,7 +101,11 @@ def block_plan(
                 del _plans[old]
         elif not plan.held:
             _plans.move_to_end(key)
-        plan.held |= capturing
+        if capturing:
+            keeper = getattr(_keepers, "plans", None)
+            plan.held |= keeper is None
+            if keeper is not None:
+                keeper.add(plan)
     if plan.copied is not None and not capturing:  # capturing has waited for all copies
         _await_copy(plan)
     return plan
