@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,7 @@ def decode_ahead(
         current = torch.cuda.current_stream(chunk.device)
         if queued is not None:
             yield _handed_over(queued, beside, current)
-        beside = beside or torch.cuda.Stream(chunk.device)
+        beside = beside or _beside(chunk.device)
         beside.wait_stream(current)
         with torch.cuda.stream(beside), observer.part("decode", frame=index):
             decoded = decode_chunk(chunk, state)
@@ -51,6 +52,12 @@ def decode_ahead(
         chunk.record_stream(beside)
     if queued is not None:
         yield _handed_over(queued, beside, torch.cuda.current_stream(queued.device))
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all decoders on a device: PyTorch's allocator keeps memory apart for every stream it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _handed_over(pixels: Tensor, beside: torch.cuda.Stream, current: torch.cuda.Stream) -> Tensor:
