@@ -71,6 +71,10 @@ def profile(
         typer.Option(help="Pack the transformer's weights, as `videoar generate`; bf16 for a preset if not given."),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Leave the transformer unpacked, in this dtype.")] = None,
+    decode_precision: Annotated[
+        Precision | None,
+        typer.Option(help="Paper S: what the decoder computes in; if not given bf16 on a GPU, else float32."),
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="The GPU where there is one, if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Timed clips; as many as fit --seconds if not given.")] = None,
     seconds: Annotated[float, typer.Option(help="Of timing, about; 3 clips at least.")] = 10.0,
@@ -107,6 +111,7 @@ def profile(
             decode=decode,
             pack=packs.dtype if packs else None,
             dtype=dtype.dtype if dtype else None,
+            decode_dtype=decode_precision.dtype if decode_precision else None,
             compare_eager=compare is not None,
         )
         if once and rounds is not None:

@@ -90,6 +90,11 @@ class VideoPipeline:
         self._decoders.clear()
         return self
 
+    def decode_in(self, dtype: torch.dtype) -> VideoPipeline:
+        """Lets the tokenizer decode in another dtype, in place: `VideoTokenizer.decode_in`."""
+        self.tokenizer.decode_in(dtype)
+        return self
+
     @property
     def device(self) -> torch.device:
         return self.transformer.start.device

@@ -25,6 +25,7 @@ class Options:
         decode: whether pixels are made.
         pack: dtype to pack the transformer in, as `videoar generate --precision` does; None leaves it.
         dtype: what a transformer that is not packed computes in; None leaves it.
+        decode_dtype: what paper S's decoder computes in; None: bfloat16 on CUDA, else what it has.
         compare_eager: whether eager PyTorch runs beside it.
     """
 
@@ -34,6 +35,7 @@ class Options:
     decode: bool = True
     pack: torch.dtype | None = None
     dtype: torch.dtype | None = None
+    decode_dtype: torch.dtype | None = None
     compare_eager: bool = False
 
     def __post_init__(self) -> None:

@@ -57,6 +57,13 @@ def emulated(dtype: torch.dtype, device: str = "cpu") -> bool:
     return _small_matmul_seconds(dtype) > 1.1 * _small_matmul_seconds(torch.float32)
 
 
+def float32_products() -> str:
+    """How PyTorch is set to multiply float32 on an NVIDIA GPU: TF32 keeps 11 of 24 bits."""
+    kinds = {"matrix products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+    said = (f"{kind} in {'TF32' if backend.allow_tf32 else 'float32'}" for kind, backend in kinds.items())
+    return f"What is float32 on the GPU is multiplied as PyTorch is set: {', '.join(said)}."
+
+
 @cache
 def large_copy_bytes() -> int:
     """Returns the size of one side of the large copy: far beyond every cache, small against memory."""

@@ -14,7 +14,7 @@ from videoar.observer import Observer
 from videoar.profiling import machine
 from videoar.profiling.attribution import Attribution
 from videoar.profiling.contender import Contender, Subject
-from videoar.profiling.limits import Limit, copy_limit, matmul_limit
+from videoar.profiling.limits import Limit, copy_limit, float32_products, matmul_limit
 from videoar.profiling.memory import peak_memory
 from videoar.profiling.nvml import NvmlUnavailable, meter_for
 from videoar.profiling.recorder import Recorder, recorder_for
@@ -80,10 +80,11 @@ def profile(
     attribution = Attribution(subject, *(statistics.median(rates[limit.name]) for limit in limits))
     timed = {contender.name: attribution.timed(contender) for contender in contenders}
     cold = ("One clip was made, without one before it: the figures hold all that is made once.",) if once else ()
+    products = (float32_products(),) if device == "cuda" else ()
     return Profile(
         machine=machine.describe(device),
         subject=subject.facts,
-        included=(*cold, *subject.includes, f"Parts are timed by {recorder.how}."),
+        included=(*cold, *subject.includes, *products, f"Parts are timed by {recorder.how}."),
         rounds=1 if once else rounds,
         ours=timed["videoar"],
         bare=timed.get("without decoding"),

@@ -102,7 +102,8 @@ class FrameSubject:
         parts = {"prefill": [transformer.text()], "transformer": works, "step": works}
         if self.options.decode:
             tokenizer = self.pipeline.tokenizer.config
-            parts["decode"] = decoder_work(tokenizer, self.latent_frames, self.options.batch, element_bytes=4)
+            size = self.pipeline.tokenizer.decoding.itemsize
+            parts["decode"] = decoder_work(tokenizer, self.latent_frames, self.options.batch, element_bytes=size)
         return ClipWork(steps, parts, sum(step.tokens for step in steps))
 
     def run(self, observer: Observer) -> None:
@@ -206,6 +207,8 @@ def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[
         pipeline.pack(options.pack)
     elif options.compare_eager and options.dtype is not None:
         transformer.to(options.dtype)
+    if options.decode_dtype is not None or options.device == "cuda":
+        pipeline.decode_in(options.decode_dtype or torch.bfloat16)
     guidance = own
     if options.guidance is False:
         guidance = GuidanceSchedule()
@@ -219,7 +222,7 @@ def _ready(pipeline: VideoPipeline, shape: Shape, options: Options, facts: dict[
         "batch": str(options.batch),
         "guidance": "off" if guidance.is_one else "on: each step runs with and without the condition, as one batch",
         "transformer": f"{packed}; {weights / 1e6:,.1f} M weights",
-        "tokenizer": "float32" if options.decode else "not run",
+        "tokenizer": f"decodes in {dtype_name(pipeline.tokenizer.decoding)}" if options.decode else "not run",
         "device": options.device,
         "steps": how_steps_run(torch.device(options.device)),
     }

@@ -58,6 +58,22 @@ class VideoTokenizer(nn.Module):
         self.gain = nn.Parameter(torch.tensor(1.5))  # length of a latent; a code has length 1
         self.to(memory_format=torch.channels_last_3d)
 
+    @property
+    def decoding(self) -> torch.dtype:
+        """What the decoder computes in."""
+        return self.decoder.conv_in.weight.dtype
+
+    def decode_in(self, dtype: torch.dtype) -> VideoTokenizer:
+        """Lets the decoder compute in another dtype from now on, in place; its weights are rounded.
+
+        The encoder stays as it is: the signs of its results become bits. Pixels are float32 or wider all the same.
+
+        Returns:
+            The tokenizer, which can neither be trained nor saved any more if the dtype is narrower.
+        """
+        self.decoder.to(dtype)
+        return self
+
     def encode_chunk(self, video: Tensor, state: EncoderState | None = None) -> EncodedChunk:
         """Encode the next frames of a stream.
 
@@ -77,7 +93,8 @@ class VideoTokenizer(nn.Module):
             expected = f"(B, T >= 1, H, W, {self.config.bits})"
             raise ValueError(f"decode: expected latent of shape {expected}, got {tuple(latent.shape)}")
         tails = Tails(None if state is None else state.tails)
-        video = self.decoder(latent.permute(0, 4, 1, 2, 3), tails)
+        video = self.decoder(latent.permute(0, 4, 1, 2, 3).to(self.decoding), tails)
+        video = video.to(torch.promote_types(self.decoding, torch.float32))
         return DecodedChunk(video, DecoderState(tails.collect()))
 
     def encode(self, video: Tensor) -> Tensor:
@@ -97,7 +114,15 @@ class VideoTokenizer(nn.Module):
         return self.decode(pyramid_decode(bits, self.config.scales, dim=self.config.bits, keep=keep))
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors; weights in `dtype`, if given."""
+        """Write config.json and model.safetensors; weights in `dtype`, if given.
+
+        Raises:
+            ValueError: after `decode_in` another dtype.
+        """
+        if self.decoding != self.gain.dtype:
+            raise ValueError(
+                f"save_pretrained: expected a tokenizer as it was trained, got one that decodes in {self.decoding}"
+            )
         save_model_folder(folder, asdict(self.config), self.state_dict(), dtype=dtype)
 
     @classmethod
