@@ -12,6 +12,7 @@ import itertools
 import statistics
 
 import torch
+from clock import host_seconds, idle
 
 from videoar_kernels import RangeMask
 from videoar_kernels.triton import attention, attention_backward
@@ -29,7 +30,9 @@ def seconds(call, rounds: int) -> float:
     """Median time on the device."""
     call()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    ahead = host_seconds(call)
     for start, stop in events:
+        idle(ahead)
         start.record()
         call()
         stop.record()
