@@ -1,6 +1,7 @@
 """Paper S's preset L on the UCF-101 shape: 17 x 128 x 128 pixels, 30 steps, guidance, batch 1, the transformer only.
 
-Ours draws the bits and sums the pyramid as well; the peer is handed the inputs of every step and only draws.
+Ours draws the bits and sums the pyramid as well, on a GPU as the product does: steps are CUDA graphs, kept from clip to
+clip. The peer is handed the inputs of every step and only draws.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from typing import NamedTuple
 
 import torch
 from limits import emulated
-from registry import Case, Steps, cases
+from registry import Case, Steps, cases, on_gpu
 from torch import Tensor
 
-from videoar.next_scale import GuidanceSchedule, TransformerConfig, decode_frames, preset
+from videoar.next_scale import GuidanceSchedule, TransformerConfig, preset
+from videoar.next_scale.sampling import FrameDecoder
 from videoar.profiling.eager_clip import disagreement
 from videoar.profiling.eager_model import EagerTransformer
 from videoar.profiling.random_weights import random_transformer
 from videoar.profiling.work import TransformerWork
+from videoar.step_graphs import KeptDecoders
 
 FRAMES, COPIES = 5, 2  # guidance doubles the batch
 
@@ -48,6 +51,9 @@ def floor_steps(config: TransformerConfig, dtype: torch.dtype) -> Steps:
 
 @cases("sampling")
 def sampling(full: bool):
+    if on_gpu():
+        yield from clips(24, torch.bfloat16)
+        return
     yield from clips(2, torch.bfloat16)
     if full:
         yield from clips(2, torch.float32)
@@ -63,11 +69,13 @@ def clips(depth: int, dtype: torch.dtype):
     model.pack(dtype)
     text = torch.randn(1, config.text_len, config.text_width).to(dtype)
     steps, prompt = random_steps(config), torch.cat([text, torch.zeros_like(text)])
-    guidance = GuidanceSchedule.ucf()
+    guidance, kept = GuidanceSchedule.ucf(), KeptDecoders()
+
+    def decoder(run):
+        return FrameDecoder(model, text, frames=FRAMES, guidance=guidance, run=run)
 
     def ours():
-        uncond = torch.zeros_like(text)
-        return list(decode_frames(model, text, frames=FRAMES, seeds=[0], uncond=uncond, guidance=guidance))
+        return list(kept.get("clip", text.device, decoder).decode(text, seeds=[0], uncond=torch.zeros_like(text)))
 
     def peer():
         features = prompt.to(peer_dtype)
