@@ -1,100 +1,135 @@
-"""Appending to a cache that is full, so that every append evicts: 512 new tokens of a window of 4,096."""
+"""Appending to a cache that is full, so that every append evicts: a window of several units."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from registry import Call, Case, cases
+from memory_bound import gpu_bars
+from registry import Call, Case, cases, on_gpu
 from torch import Tensor
 
 from videoar_kernels import KVCache
 
-BATCH, HEADS, DIM, NEW = 1, 16, 64, 512
+BATCH, HEADS, DIM = 1, 16, 64
+
+
+class Blocks(NamedTuple):
+    """One unit's keys and values of some layers."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (*self.k, *self.v))
+
+
+def draw(layers: int, new: int, dtype: torch.dtype) -> Blocks:
+    return Blocks(*([torch.randn(BATCH, HEADS, new, DIM).to(dtype) for _ in range(layers)] for _ in range(2)))
 
 
 @cases("kv_cache_append")
 def append(full: bool) -> Iterator[Case]:
+    if on_gpu():
+        yield case(draw(32, 2048, torch.bfloat16), 8192)  # all layers of a large model by one kernel
+        return
     for window in (4096, 16384) if full else (4096,):
         for dtype in (torch.bfloat16, torch.float32) if full else (torch.bfloat16,):
-            yield case(window, dtype)
+            yield case(draw(1, 512, dtype), window)
 
 
-def case(window: int, dtype: torch.dtype) -> Case:
-    k, v = (torch.randn(BATCH, HEADS, NEW, DIM).to(dtype) for _ in range(2))
-    held = 2 * BATCH * HEADS * window * DIM * k.element_size()
+def case(blocks: Blocks, window: int) -> Case:
+    layers, new, dtype = len(blocks.k), blocks.k[0].shape[2], blocks.k[0].dtype
+    held = 2 * layers * BATCH * HEADS * window * DIM * dtype.itemsize
+    bars = {"roll and copy": 10, "ours, window four times as long": 0.85}
     return Case(
         op="KVCache.append",
-        shape=f"{NEW} new of {window:,}, evicting, H {HEADS} D {DIM}",
+        shape=f"{new} new of {window:,}, evicting, H {HEADS} D {DIM}{f', {layers} layers' if layers > 1 else ''}",
         dtype=dtype,
-        ours=appending(window, k, v),
-        verify=lambda: verify(window, dtype),
+        ours=appending(window, blocks),
+        verify=lambda: verify(layers, new, window, dtype),
         peers={
-            "roll and copy": rolling(window, k, v),
-            "concatenate": concatenating(window, k, v),
+            "roll and copy": rolling(window, blocks),
+            "concatenate": concatenating(window, blocks),
         },
-        yardsticks={"ours, window four times as long": appending(4 * window, k, v)},
-        bytes=2 * (k.nbytes + v.nbytes),
-        limit="copy same size",
-        bars={"roll and copy": 10, "ours, window four times as long": 0.85},
+        yardsticks={"ours, window four times as long": appending(4 * window, blocks)},
+        bytes=2 * blocks.nbytes,
+        **{"limit": "copy", "bars": gpu_bars() | bars} if on_gpu() else {"limit": "copy same size", "bars": bars},
         notes=f"the window holds {held / 2**20:.0f} MiB of keys and values",
     )
 
 
-def appending(window: int, k: Tensor, v: Tensor) -> Call:
-    cache = full_cache(window, k.dtype)
+def appending(window: int, blocks: Blocks) -> Call:
+    layers = list(range(len(blocks.k)))
+    cache = full_cache(window, blocks)
 
     def call() -> None:
-        cache.append(0, k, v)
+        if len(layers) == 1:
+            cache.append(0, blocks.k[0], blocks.v[0])
+        else:
+            cache.append(layers, blocks.k, blocks.v)
         cache.commit()
 
     return call
 
 
-def full_cache(window: int, dtype: torch.dtype) -> KVCache:
-    cache = KVCache(1, BATCH, HEADS, window + NEW, DIM, window=window, dtype=dtype)
-    for _ in range(window // NEW):
-        block = torch.randn(BATCH, HEADS, NEW, DIM).to(dtype)
-        cache.append(0, block, block)
+def empty_cache(layers: int, new: int, window: int, dtype: torch.dtype) -> KVCache:
+    return KVCache(layers, BATCH, HEADS, window + new, DIM, window=window, dtype=dtype)
+
+
+def full_cache(window: int, blocks: Blocks) -> KVCache:
+    layers, new, dtype = len(blocks.k), blocks.k[0].shape[2], blocks.k[0].dtype
+    cache = empty_cache(layers, new, window, dtype)
+    for _ in range(window // new):
+        cache.append(list(range(layers)), *draw(layers, new, dtype))
         cache.commit()
     return cache
 
 
-def rolling(window: int, k: Tensor, v: Tensor) -> Call:
+def buffers_of(window: int, blocks: Blocks) -> list[Tensor]:
+    return [torch.randn(BATCH, HEADS, window, DIM).to(x.dtype) for x in (*blocks.k, *blocks.v)]
+
+
+def rolling(window: int, blocks: Blocks) -> Call:
     """What rolling caches do: move what stays to the front, then write behind it."""
-    buffers = [torch.randn(BATCH, HEADS, window, DIM).to(k.dtype) for _ in range(2)]
+    buffers, blocks = buffers_of(window, blocks), [*blocks.k, *blocks.v]
 
     def call() -> None:
-        for buffer, new in zip(buffers, (k, v), strict=True):
-            buffer[:, :, :-NEW] = buffer[:, :, NEW:].clone()
-            buffer[:, :, -NEW:] = new
+        for buffer, block in zip(buffers, blocks, strict=True):
+            new = block.shape[2]
+            buffer[:, :, :-new] = buffer[:, :, new:].clone()
+            buffer[:, :, -new:] = block
 
     return call
 
 
-def concatenating(window: int, k: Tensor, v: Tensor) -> Call:
-    buffers = [torch.randn(BATCH, HEADS, window, DIM).to(k.dtype) for _ in range(2)]
+def concatenating(window: int, blocks: Blocks) -> Call:
+    buffers, blocks = buffers_of(window, blocks), [*blocks.k, *blocks.v]
 
     def call() -> None:
-        for i, new in enumerate((k, v)):
-            buffers[i] = torch.cat([buffers[i][:, :, NEW:], new], dim=2)
+        for i, block in enumerate(blocks):
+            buffers[i] = torch.cat([buffers[i][:, :, block.shape[2] :], block], dim=2)
 
     return call
 
 
-def verify(window: int, dtype: torch.dtype) -> None:
+def verify(layers: int, new: int, window: int, dtype: torch.dtype) -> None:
     """After many appends the cache holds the last `window` tokens, each in some slot."""
-    cache = KVCache(1, BATCH, HEADS, window + NEW, DIM, window=window, dtype=dtype)
-    blocks = [torch.randn(BATCH, HEADS, NEW, DIM).to(dtype) for _ in range(2 * window // NEW + 3)]
-    for block in blocks:
-        cache.append(0, block, -block)
+    cache, kept = empty_cache(layers, new, window, dtype), deque(maxlen=window // new)
+    for _ in range(2 * window // new + 3):
+        blocks = draw(layers, new, dtype).k
+        cache.append(list(range(layers)), blocks, [-block for block in blocks])
         cache.commit()
-    wanted = torch.cat(blocks[-window // NEW :], dim=2)
-    view = cache.view(0)
-    slots = torch.cat([torch.arange(begin, end) for begin, end in view.ranges])
-    k, v = view.k[:, :, slots], view.v[:, :, slots]
-    assert len(slots) == window and torch.equal(v, -k)
-    assert torch.equal(tokens(k), tokens(wanted))
+        kept.append((blocks[0], blocks[-1]))
+    for layer, blocks in ((0, [first for first, _ in kept]), (layers - 1, [last for _, last in kept])):
+        view = cache.view(layer)
+        slots = torch.cat([torch.arange(begin, end, device=view.k.device) for begin, end in view.ranges])
+        k, v = view.k[:, :, slots], view.v[:, :, slots]
+        assert len(slots) == window and torch.equal(v, -k)
+        assert torch.equal(tokens(k), tokens(torch.cat(blocks, dim=2)))
 
 
 def tokens(x: Tensor) -> Tensor:

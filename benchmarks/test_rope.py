@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
-from registry import Case, cases
+from memory_bound import LEAST_BYTES, judged_by
+from registry import Case, cases, on_gpu
 from torch import Tensor
 
 from videoar_kernels import qk_norm_rope, reference, rope_3d
@@ -17,9 +18,15 @@ BARS = {"limit": 0.7, "torch.compile": 5.0}
 LENGTHS = {21_504: "44 MB", 171_008: "350 MB"}  # bf16
 
 
+def lengths(full: bool) -> list[int]:
+    if on_gpu():
+        return [length for length in LENGTHS if 2 * HEADS * DIM * length >= LEAST_BYTES]
+    return list(LENGTHS) if full else list(LENGTHS)[:1]
+
+
 @cases("rope_3d")
 def rope(full: bool) -> Iterator[Case]:
-    for length in LENGTHS if full else list(LENGTHS)[:1]:
+    for length in lengths(full):
         for in_place in (True, False):
             yield rope_case(length, in_place)
 
@@ -58,14 +65,13 @@ def rope_case(length: int, in_place: bool) -> Case:
         verify=verify,
         peers={"eager": eager, "torch.compile": lambda: compiled(peer, target)},
         bytes=2 * x.nbytes,
-        limit="copy same size",
-        bars=BARS,
+        **judged_by("copy same size", BARS),
     )
 
 
 @cases("qk_norm_rope")
 def normed(full: bool) -> Iterator[Case]:
-    for length in LENGTHS if full else list(LENGTHS)[:1]:
+    for length in lengths(full):
         for in_place in (True, False):
             yield normed_case(length // 2, LENGTHS[length], in_place)
 
@@ -103,8 +109,7 @@ def normed_case(length: int, size: str, in_place: bool) -> Case:
         verify=verify,
         peers={"eager": lambda: [norm(x) for x in peers], "torch.compile": lambda: compiled(*peers, *targets)},
         bytes=2 * (q.nbytes + k.nbytes),
-        limit="copy same size",
-        bars=BARS,
+        **judged_by("copy same size", BARS),
     )
 
 
