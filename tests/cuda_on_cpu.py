@@ -25,6 +25,7 @@ FAMILIES = (
     "outputs",
     "pyramid",
     "rope",
+    "rope_calls",
 )
 # What is about PyTorch rather than kernels, takes fibers many seconds and shows nothing more, or runs the same again.
 LEFT_OUT = " and ".join(
