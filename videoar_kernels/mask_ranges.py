@@ -112,8 +112,37 @@ def of_lists(
     return rows, np.concatenate([np.repeat(np.arange(len(counts)), counts)[:, None], k_array], 1)
 
 
+def of_dense(visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`canonical`'s rows and ranges of a bool (samples, q_len, k_len)."""
+    samples, q_len, _ = visible.shape
+    sample, query, first, last = runs(visible)
+    queries = np.arange(samples * q_len)
+    rows = np.stack([queries // max(q_len, 1), queries % max(q_len, 1), queries % max(q_len, 1) + 1], 1)
+    return rows, np.stack([sample * q_len + query, first, last], 1)
+
+
+def chain(pointers: list[Tensor]) -> Tensor:
+    """The CSR pointer of arrays that are laid one after another."""
+    sizes = torch.cat([p.diff() for p in pointers])
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0, dtype=torch.int32)])
+
+
 def runs(visible: np.ndarray) -> np.ndarray:
     """Maximal runs along the last axis of a bool (a, b, n): int (4, runs) of a, b, first, last + 1."""
     edges = np.diff(visible.astype(np.int8), axis=-1, prepend=0, append=0)
     first, last = np.argwhere(edges == 1), np.argwhere(edges == -1)
     return np.concatenate([first, last[:, 2:]], 1).T
+
+
+def pairs(q_ranges: Tensor, key_ptr: Tensor, key_ranges: Tensor) -> int:
+    """How many (query, key) pairs are visible."""
+    queries = np.diff(q_ranges.numpy().astype(np.int64), axis=1)[:, 0]
+    keys = np.diff(key_ranges.numpy().astype(np.int64), axis=1)[:, 0]
+    return int(np.repeat(queries, np.diff(key_ptr.numpy())) @ keys)
+
+
+def packed(sizes: list[int], batch_ptr: Tensor, q_ranges: Tensor, key_ptr: Tensor, key_ranges: Tensor) -> Tensor:
+    """The sizes, the numbers of ranges, and the four arrays, one after another."""
+    header = np.array([*sizes, len(q_ranges), len(key_ranges)], np.int32)
+    arrays = (a.numpy().ravel() for a in (batch_ptr, q_ranges, key_ptr, key_ranges))
+    return torch.from_numpy(np.concatenate((header, *arrays)))

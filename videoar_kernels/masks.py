@@ -184,12 +184,7 @@ class RangeMask:
         batch = dense.shape[0] if dense.dim() == 3 else None
         visible = dense.detach().cpu().numpy()
         visible = visible if dense.dim() == 3 else visible[None]
-        q_len, k_len = visible.shape[1:]
-        sample, query, first, last = mask_ranges.runs(visible)
-        row = sample * q_len + query
-        queries = np.arange(visible.shape[0] * q_len)
-        rows = np.stack([queries // max(q_len, 1), queries % max(q_len, 1), queries % max(q_len, 1) + 1], 1)
-        return _canonical("from_dense", q_len, k_len, batch, rows, np.stack([row, first, last], 1))
+        return _canonical("from_dense", *visible.shape[1:], batch, *mask_ranges.of_dense(visible))
 
     @staticmethod
     def stack(masks: Sequence[RangeMask]) -> RangeMask:
@@ -209,27 +204,20 @@ class RangeMask:
                 raise ValueError(
                     f"RangeMask.stack: expected masks of lengths ({q_len}, {k_len}), got ({mask.q_len}, {mask.k_len})"
                 )
-
-        def chain(pointers: list[Tensor]) -> Tensor:
-            sizes = torch.cat([p.diff() for p in pointers])
-            return torch.cat([sizes.new_zeros(1), sizes.cumsum(0, dtype=torch.int32)])
-
         return RangeMask(
             q_len,
             k_len,
             len(masks),
-            chain([m.batch_ptr for m in masks]),
+            mask_ranges.chain([m.batch_ptr for m in masks]),
             torch.cat([m.q_ranges for m in masks]),
-            chain([m.key_ptr for m in masks]),
+            mask_ranges.chain([m.key_ptr for m in masks]),
             torch.cat([m.key_ranges for m in masks]),
         )
 
     @cached_property
     def pairs(self) -> int:
         """Number of visible (query, key) pairs, over all samples of a batched mask."""
-        queries = np.diff(self.q_ranges.numpy().astype(np.int64), axis=1)[:, 0]
-        keys = np.diff(self.key_ranges.numpy().astype(np.int64), axis=1)[:, 0]
-        return int(np.repeat(queries, np.diff(self.key_ptr.numpy())) @ keys)
+        return mask_ranges.pairs(self.q_ranges, self.key_ptr, self.key_ranges)
 
     @property
     def density(self) -> float:
@@ -278,10 +266,8 @@ class RangeMask:
 
         One argument of an operator instead of four, each of which takes a quarter of a microsecond.
         """
-        batch = -1 if self.batch is None else self.batch
-        header = np.array([self.q_len, self.k_len, batch, len(self.q_ranges), len(self.key_ranges)], np.int32)
-        arrays = (a.numpy().ravel() for a in (self.batch_ptr, self.q_ranges, self.key_ptr, self.key_ranges))
-        return torch.from_numpy(np.concatenate((header, *arrays)))
+        sizes = [self.q_len, self.k_len, -1 if self.batch is None else self.batch]
+        return mask_ranges.packed(sizes, self.batch_ptr, self.q_ranges, self.key_ptr, self.key_ranges)
 
     @cached_property
     def _content(self) -> bytes:

@@ -2,6 +2,7 @@
 
 Plain PyTorch only: SDPA under a dense mask, RoPE from a table, F.rms_norm, a cache grown by concatenation. Parameters
 bear the names of `videoar.next_scale.NextScaleTransformer`, so that one state dict serves both. It may be compiled.
+Its layers are its own, though they look like that model's: a peer must not change with what it is compared to.
 """
 
 from __future__ import annotations
