@@ -7,8 +7,8 @@
 namespace videoar {
 namespace VIDEOAR_ISA {
 
-// write(sums, count, group, column) gets the sums of `count` columns over the `tasks` rows of a group; rows are `stride`
-// elements apart, and one group's follow another's.
+// write(sums, count, group, column) gets the sums of `count` columns over the `tasks` rows of a group; rows are
+// `stride` elements apart, and one group's follow another's.
 template <class A, class F>
 static inline void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width,
                                 const F& write) {
