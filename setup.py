@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,17 +12,21 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc" / "cuda"))
+from check import ROOT, find_nvcc
 
 
-def wants_cuda(torch) -> bool:
-    """CUDA kernels need nvcc and a PyTorch that has CUDA; VIDEOAR_CUDA=0 or 1 decides otherwise."""
-    choice = os.environ.get("VIDEOAR_CUDA", "auto")
-    nvcc = shutil.which("nvcc") or (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc").exists()
-    possible = bool(nvcc) and torch.version.cuda is not None
+def cuda_arguments(torch) -> list[str]:
+    """CMake's arguments: CUDA kernels need nvcc and a PyTorch that has CUDA; VIDEOAR_CUDA=0 or 1 decides otherwise."""
+    choice, nvcc = os.environ.get("VIDEOAR_CUDA", "auto"), find_nvcc()
+    possible = nvcc is not None and torch.version.cuda is not None
     if choice == "1" and not possible:
-        raise SystemExit(f"VIDEOAR_CUDA=1, but nvcc: {bool(nvcc)}, CUDA of this PyTorch: {torch.version.cuda}")
-    return possible and choice != "0"
+        raise SystemExit(f"VIDEOAR_CUDA=1, but nvcc: {nvcc}, CUDA of this PyTorch: {torch.version.cuda}")
+    if choice == "0" or not possible:
+        return ["-DVIDEOAR_CUDA=OFF"]
+    chosen = ["-DVIDEOAR_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    architectures = os.environ.get("VIDEOAR_CUDA_ARCHS")
+    return [*chosen, f"-DVIDEOAR_CUDA_ARCHS={architectures}"] if architectures else chosen
 
 
 class CMakeBuild(build_ext):
@@ -50,7 +53,6 @@ class CMakeBuild(build_ext):
             build = build.with_name("-".join([build.name, *(kind.split("_")[0].lower() for kind in special)]))
             output = build / "lib"
         build.mkdir(parents=True, exist_ok=True)
-        cuda = wants_cuda(torch)
         arguments = [
             f"-DTORCH_DIR={Path(torch.__file__).parent}",
             f"-DTORCH_VERSION={torch.__version__}",
@@ -62,10 +64,8 @@ class CMakeBuild(build_ext):
             f"-DVIDEOAR_CPU_ISAS={os.environ.get('VIDEOAR_CPU_ISAS', 'portable avx2 avx512 avx512_bf16')}",
             f"-DVIDEOAR_EMULATE_AVX512={'ON' if os.environ.get('VIDEOAR_EMULATE_AVX512') else 'OFF'}",
             f"-DVIDEOAR_SANITIZE={os.environ.get('VIDEOAR_SANITIZE', '')}",
-            f"-DVIDEOAR_CUDA={'ON' if cuda else 'OFF'}",
+            *cuda_arguments(torch),
         ]
-        if architectures := os.environ.get("VIDEOAR_CUDA_ARCHS"):
-            arguments.append(f"-DVIDEOAR_CUDA_ARCHS={architectures}")
         # cmake and ninja may live in the virtual environment alone, which need not be activated.
         scripts = sysconfig.get_path("scripts")
         environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}

@@ -44,9 +44,11 @@ class Kernel:
 
 
 def find_nvcc() -> str | None:
-    """Returns the path of nvcc, or None."""
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return shutil.which("nvcc") or (str(usual) if usual.exists() else None)
+    """Returns the path of nvcc: CUDACXX if that is set, else in PATH, else in CUDA_HOME; None where there is none."""
+    if chosen := os.environ.get("CUDACXX"):
+        return shutil.which(chosen)
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
 def sources() -> list[Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,28 @@ def load_check():
 
 
 check = load_check()
+
+
+def test_an_nvcc_that_is_not_on_the_path_is_the_one_that_cmake_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name in ("CUDACXX", "VIDEOAR_CUDA", "VIDEOAR_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "on_path"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    arguments = runpy.run_path(str(ROOT / "setup.py"))["cuda_arguments"]
+    assert arguments(torch) == ["-DVIDEOAR_CUDA=OFF"]
+    for folder in ("bin", "on_path", "chosen"):
+        nvcc = tmp_path / folder / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.touch(0o755)
+        if folder == "chosen":
+            monkeypatch.setenv("CUDACXX", str(nvcc))
+        assert arguments(torch) == ["-DVIDEOAR_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    monkeypatch.setenv("VIDEOAR_CUDA", "0")
+    assert arguments(torch) == ["-DVIDEOAR_CUDA=OFF"]
+
+
 requires_nvcc = pytest.mark.skipif(check.find_nvcc() is None, reason="no nvcc on this machine")
 
 
