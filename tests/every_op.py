@@ -33,7 +33,8 @@ class Maker:
 
 def attention(make: Maker) -> Iterator[Tensor]:
     mask = vk.RangeMask.multiscale(3, 2, SCALES)
-    for heads, kv_heads, head_dim in ((2, 2, 64), (4, 2, 128), (2, 1, 40)):
+    # Triton compiles four kernels or more for each of these.
+    for heads, kv_heads, head_dim in ((2, 1, 40),) if make.dtype == torch.float32 else ((2, 2, 64), (4, 2, 128)):
         q, k, v = (make(2, n, mask.q_len, head_dim) for n in (heads, kv_heads, kv_heads))
         yield from differentiated(lambda q, k, v: vk.range_attention(q, k, v, mask), q, k, v)
         yield vk.range_attention(q[:, :, :5].detach(), k.detach(), v.detach())

@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stage_runner import ROOT, Command, Stage, check, choose, sanitizer_counts
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "csrc" / "cuda"))
+from check import find_nvcc
+from stage_runner import GRACE, ROOT, Command, Stage, check, choose, sanitizer_counts
 
 LIMIT = 540.0
+DESCRIBING = 10.0  # seconds that importing PyTorch and asking for versions may take
 VERSIONS = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "nvidia-ml-py", "cmake", "ninja")
 # In this order: should time run short, what the bars ask for has been measured.
 BENCHMARKS = (
@@ -33,7 +38,7 @@ BENCHMARKS = (
 )  # fmt: skip
 
 
-def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
+def stages(out: Path, architecture: str, nvcc: str | None, sanitizer: str | None) -> list[Stage]:
     """The stages of a GPU of CUDA architecture `architecture`, such as 90a."""
     python = sys.executable
     tests = (python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=15")
@@ -52,7 +57,8 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
             sanitizer_counts,
         )
         missing = "" if sanitizer else "no compute-sanitizer in PATH or CUDA_HOME/bin"
-        return Stage(tool, 45, (command,), missing)
+        compiled = Command((python, "tests/every_op.py", "cuda"))  # Triton keeps what it compiles
+        return Stage(tool, 45, (compiled, command), missing)
 
     def profile(name: str, *options: str) -> Command:
         written = out / f"profile_{name}.json"
@@ -61,42 +67,55 @@ def stages(out: Path, architecture: str, sanitizer: str | None) -> list[Stage]:
         return Command((*run, *options, "--json", str(written), "--html", page), writes=(written,))
 
     units = ("--shape", "81x480x832", "--units", "cube(2, 2, 2)", "--steps", "4", "--rounds", "2")
-    shards = [pytest(f"tests-{number}", *files) for number, files in enumerate(sharded(gpu_tests(), backends), 1)]
+    no_models = lacking("safetensors")
+    tested = gpu_tests("kernels", "profiling", *([] if no_models else ["next_scale", "next_unit"]))
+    shards = [pytest(f"tests-{number}", *files) for number, files in enumerate(sharded(tested, backends), 1)]
 
-    build = {"VIDEOAR_CUDA": "1", "VIDEOAR_CUDA_ARCHS": architecture}
+    build = {"VIDEOAR_CUDA": "1" if nvcc else "0", "VIDEOAR_CUDA_ARCHS": architecture}
+    no_kernels = "" if nvcc else "no nvcc in PATH or CUDA_HOME/bin: the CUDA C++ kernels are not built"
     measured = out / "benchmarks.json"
     files = [f"benchmarks/test_{name}.py" for name in BENCHMARKS]
     benchmarks = (python, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cuda", "--seconds", "1")
     return [
         Stage(
             "build",
-            105,
+            100,
             (
                 Command((python, "setup.py", "--quiet", "build_ext", "--inplace"), build),
                 Command((python, "-m", "videoar_kernels.info")),
             ),
         ),
+        *([Stage("cuda", 0, (), no_kernels)] if no_kernels else []),
         # Side by side, for most of their time goes into compiling Triton's kernels on one core.
-        Stage("tests", 115, tuple(shards), together=True),
-        Stage("equality", 25, (pytest("equality", backends),)),
+        Stage("tests", 105, tuple(shards), lacking("pytest"), together=True),
+        *([Stage("models", 0, (), no_models)] if no_models else []),
+        Stage("equality", 20, (pytest("equality", backends),), lacking("pytest")),
         Stage(
             "profile",
             120,
             (profile("L", "--compare", "eager"), profile("XL", "--compare", "eager"), profile("1.3B", *units)),
+            lacking("typer", "rich", "safetensors"),
         ),
         sanitize("memcheck"),
         sanitize("racecheck"),
         Stage(
             "benchmarks",
-            85,
+            80,
             (
                 Command(
                     (*benchmarks, "--save-to", str(measured), *(f for f in files if (ROOT / f).exists())),
                     writes=(measured,),
                 ),
             ),
+            lacking("pytest", "pytest_benchmark", "safetensors"),
         ),
     ]
+
+
+def lacking(*modules: str) -> str:
+    """Returns which of the modules this Python lacks, or ""."""
+    names = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"no {', '.join(names)} in {sys.executable}" if names else ""
 
 
 def sharded(files: Sequence[str], apart: str) -> list[list[str]]:
@@ -110,9 +129,9 @@ def sharded(files: Sequence[str], apart: str) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def gpu_tests() -> list[str]:
-    """Returns the files with tests for a GPU; the others may import what this machine lacks."""
-    folders = (ROOT / "tests" / name for name in ("kernels", "next_scale", "next_unit", "profiling"))
+def gpu_tests(*names: str) -> list[str]:
+    """Returns the files in folders of tests/ with tests for a GPU; the others may import what this machine lacks."""
+    folders = (ROOT / "tests" / name for name in names)
     files = (file for folder in folders for file in sorted(folder.glob("test_*.py")))
     asks = re.compile(r"mark\.gpu|[\"']cuda[\"']|\bisa\b")  # the fixture `isa` offers the GPU, too
     return [str(f.relative_to(ROOT)) for f in files if asks.search(f.read_text())]
@@ -124,14 +143,13 @@ def describe() -> dict[str, str]:
 
     properties = torch.cuda.get_device_properties()
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc")
     facts = {
         "device": properties.name,
         "compute capability": f"{properties.major}.{properties.minor}",
         "memory": f"{properties.total_memory / 2**30:.0f} GiB",
         "driver": _output(*query).splitlines()[0] if _output(*query) else "unknown",
         "cuda of torch": str(torch.version.cuda),
-        "nvcc": (re.findall(r"release [^\n]+", _output(nvcc, "--version")) or ["absent"])[0],
+        "nvcc": (re.findall(r"release [^\n]+", _output(find_nvcc() or "nvcc", "--version")) or ["absent"])[0],
         "compute-sanitizer": find_sanitizer() or "absent",
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -184,18 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stages", nargs="*", help="which ones; all if none are named")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all of them")
-    options = parser.parse_args(arguments)
+    options, start = parser.parse_args(arguments), time.monotonic()
     if reason := why_not():
         print(f"gpu-check: {reason}", file=sys.stderr)
         return 2
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        chosen = choose(stages(out, architecture(), find_sanitizer()), options.stages)
+        chosen = choose(stages(out, architecture(), find_nvcc(), find_sanitizer()), options.stages)
     except ValueError as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 2
-    return 0 if check(chosen, out, options.limit, describe()) else 1
+    facts = describe()
+    left = options.limit - GRACE - (time.monotonic() - start)
+    return 0 if check(chosen, out, left, facts) else 1
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Command:
         arguments: program and arguments.
         environment: variables beside the caller's.
         counts: reads figures from the log's text; None reads none.
-        writes: JSON files it leaves, which the report takes in.
+        writes: JSON files it leaves, which the report takes in; one that is not there or not JSON is a failure.
         report: JUnit XML that it leaves; a run in which no test passed counts as failed.
     """
 
@@ -38,6 +38,11 @@ class Command:
     counts: Callable[[str], dict[str, int]] | None = None
     writes: tuple[Path, ...] = ()
     report: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Files it leaves."""
+        return self.writes if self.report is None else (*self.writes, self.report)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ def choose(known: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
 
 
 def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str]) -> bool:
-    """Runs stages, writes the report, and returns whether all passed."""
-    start = time.monotonic()
+    """Runs stages, writes the report, and returns whether all passed that could run."""
+    start, path = time.monotonic(), out / "gpu-check.json"
+    path.unlink(missing_ok=True)
     results = run_stages(chosen, out, limit)
     passed = all(found["state"] in ("passed", "unavailable") for found in results)
     bars = judged(results)
@@ -86,13 +92,14 @@ def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str
         "bars": bars,
         "stages": results,
     }
-    path = out / "gpu-check.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     for found in results:
         reason = found.get("reason", "")
         print(f"  {found['name']:<12} {found['state']:<12} {found['seconds']:6.0f} s  {found['counts'] or ''} {reason}")
     print("\n".join(lines(bars)))
-    print(f"gpu-check: {'all passed' if passed else 'NOT all passed'} in {report['seconds']:.0f} s; {path}")
+    absent = ", ".join(found["name"] for found in results if found["state"] == "unavailable")
+    verdict = f"all passed{f' but {absent}, which cannot run here' if absent else ''}" if passed else "NOT all passed"
+    print(f"gpu-check: {verdict}, in {report['seconds']:.0f} s; {path}")
     return passed
 
 
@@ -112,9 +119,11 @@ def run_stages(chosen: Sequence[Stage], out: Path, limit: float) -> list[dict]:
 
 
 def run_stage(stage: Stage, out: Path, budget: float) -> dict:
-    """Runs one stage, its output in a log of its name."""
+    """Runs one stage, its output in a log of its name; what an earlier run left of it goes first."""
     found = {"name": stage.name, "state": "passed", "seconds": 0.0, "commands": [], "counts": {}, "results": {}}
     path, start = out / f"{stage.name}.log", time.monotonic()
+    for old in (path, *(file for command in stage.commands for file in command.outputs)):
+        old.unlink(missing_ok=True)
     if stage.missing:
         return {**found, "state": "unavailable", "reason": stage.missing}
 
@@ -141,15 +150,29 @@ def _judge(found: dict, command: Command, code: int | None, log: Path) -> None:
     """Adds to what a stage found what came of one of its commands."""
     line = " ".join((*(f"{k}={v}" for k, v in command.environment.items()), *command.arguments))
     found["commands"].append({"command": line, "exit_code": code})
-    counts = _counts(command, log)
+    counts, wrong = _collect(command, log, found["results"])
     found["counts"] = {key: found["counts"].get(key, 0) + counts.get(key, 0) for key in found["counts"] | counts}
-    for written in command.writes:
-        if written.is_file():
-            found["results"][written.stem] = json.loads(written.read_text())
-    none_passed = command.report is not None and not counts.get("passed")
-    if code is None or code or none_passed:
+    if command.report is not None and not counts.get("passed"):
+        wrong.append("no test passed")
+    if code is None or code or wrong:
         found["state"] = "timed out" if code is None else "failed"
-        found["reason"] = "no test passed" if code == 0 else ""
+        found["reason"] = "; ".join(filter(None, (found.get("reason", ""), *wrong)))
+
+
+def _collect(command: Command, log: Path, results: dict) -> tuple[dict[str, int], list[str]]:
+    """A command's counts, and what of its files is missing or cannot be read; JSON goes into `results`."""
+    counts, wrong = command.counts(log.read_text()) if command.counts else {}, []
+    for file in command.outputs:
+        try:
+            if file == command.report:
+                counts = junit_counts(file)
+            else:
+                results[file.stem] = json.loads(file.read_text())
+        except FileNotFoundError:
+            wrong.append(f"{file.name} was not written")
+        except (ValueError, ElementTree.ParseError) as error:
+            wrong.append(f"{file.name} is damaged ({error})")
+    return counts, wrong
 
 
 def run_command(command: Command, log: TextIO, seconds: float) -> int | None:
@@ -201,9 +224,3 @@ def junit_counts(path: Path) -> dict[str, int]:
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     total, *rest = (sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "failures", "errors", "skipped"))
     return {"passed": total - sum(rest), "failed": rest[0] + rest[1], "skipped": rest[2]}
-
-
-def _counts(command: Command, log: Path) -> dict[str, int]:
-    if command.report is not None and command.report.is_file():
-        return junit_counts(command.report)
-    return command.counts(log.read_text()) if command.counts else {}
