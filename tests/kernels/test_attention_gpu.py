@@ -190,7 +190,7 @@ def compile_attention(kernel, config, element, capability, **constants):
     from tests.ahead_of_time import compile_kernel
 
     types = {n: f"*{element}" if t == "element" else t for n, t in POINTERS.items()}
-    if constants.get("PARTS", 1) > 1 and "q" in kernel.arg_names:
+    if constants.get("SPLIT") and "q" in kernel.arg_names:
         types["out"] = "*fp32"  # what merge_kernel reads
     names = kernel.arg_names
     axes = ("_batch", "_head", "_token")
@@ -225,7 +225,7 @@ def test_shipped_configs_compile_without_spills(capability, element, columns, ke
 
     size = 2 if element == "bf16" else 4
     constants = {"D": columns, "COLUMNS": columns, "NEGATIVE": False, "WIDEN": False, "LSE_GRAD": True}
-    constants |= {"F32": precision(size), "PACK": 1, "PARTS": 1}
+    constants |= {"F32": precision(size), "PACK": 1, "SPLIT": False}
     # float32 needs more registers than there are, whatever the tile.
     most_stack = {128: 16, 256: 512}.get(columns, 0) if element == "fp32" else 0
     most_shared = configs.SHARED[configs.family(capability)] * 1024
@@ -243,7 +243,7 @@ def test_shipped_configs_compile_without_spills(capability, element, columns, ke
             continue  # it differs by the dtype it stores alone
         sizes = {"M": config.tile, "TILE": config.tile, "BLOCK": config.block}
         if name == "decode":
-            sizes |= {"PARTS": 8}
+            sizes |= {"SPLIT": True}
         made = compile_attention(kernel, config, element, capability, **constants | sizes)
         hopper = capability == 90 and element == "bf16" and config.tile >= 64
         if made.stack > most_stack or made.shared > most_shared or (hopper and "wgmma.mma_async" not in made.ptx):
@@ -258,9 +258,9 @@ def test_small_tiles_and_the_merge_compile():
 
     config = configs.config("decode", 90, 128, 2)
     constants = {"D": 96, "COLUMNS": 128, "BLOCK": config.block, "NEGATIVE": True, "WIDEN": False, "F32": "ieee"}
-    sizes = {"M": 16, "TILE": 5, "PACK": 3, "PARTS": 16}
+    sizes = {"M": 16, "TILE": 5, "PACK": 3, "SPLIT": True}
     assert compile_attention(attention.forward_kernel, config, "fp16", 90, **constants, **sizes).stack == 0
-    merge = {"D": 96, "COLUMNS": 128, "PARTS": 16, "ROWS": attention.MERGED_ROWS}
+    merge = {"D": 96, "COLUMNS": 128, "MOST": attention.MOST_PARTS, "ROWS": attention.MERGED_ROWS}
     assert compile_attention(attention.merge_kernel, config, "fp32", 90, **merge).stack == 0
 
 

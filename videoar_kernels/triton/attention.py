@@ -63,15 +63,20 @@ def forward_step(acc, m, l, q, k, v, scale, visible, stain, F32: tl.constexpr):
 def forward_kernel(
     q, k, v, out, lse,
     tiles, tile_ptr, full, partial, patterns,
-    scale, heads, group, most_tiles, section, flat_heads, sample_tiles,
+    scale, heads, group, most_tiles, section, flat_heads, sample_tiles, cuts,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     out_batch, out_head, out_token, out_part, lse_batch, lse_head, lse_part,
     D: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    PACK: tl.constexpr, PARTS: tl.constexpr, NEGATIVE: tl.constexpr, WIDEN: tl.constexpr, F32: tl.constexpr,
+    PACK: tl.constexpr, SPLIT: tl.constexpr, NEGATIVE: tl.constexpr, WIDEN: tl.constexpr, F32: tl.constexpr,
 ):  # fmt: skip
-    """Programs run over heads: query heads, `group` of which share a key head, or with PACK > 1 key heads (group 1)."""
-    rank, flat = locate(most_tiles * PARTS, flat_heads, section)
-    part, rank = rank % PARTS, rank // PARTS
+    """Programs run over heads: query heads, `group` of which share a key head, or with PACK > 1 key heads (group 1).
+
+    The number of parts, `cuts`, changes as a cache grows, and only whether it is one (not SPLIT) tells the compiler.
+    """
+    if not SPLIT:
+        cuts = 1  # known to the compiler: another number in registers would spill
+    rank, flat = locate(most_tiles * cuts, flat_heads, section)
+    part, rank = rank % cuts, rank // cuts
     sample, head = (flat // heads).to(tl.int64), (flat % heads).to(tl.int64)
     index = tl.load(tile_ptr + sample * sample_tiles) + rank
     if index >= tl.load(tile_ptr + sample * sample_tiles + 1):
@@ -94,8 +99,8 @@ def forward_kernel(
     acc = tl.zeros((M, COLUMNS), tl.float32)
 
     first, count = tl.load(tile + 2), tl.load(tile + 3) - tl.load(tile + 2)
-    last = first + count * (part + 1) // PARTS
-    first += count * part // PARTS
+    last = first + count * (part + 1) // cuts
+    first += count * part // cuts
     ahead = tl.load(full + first)  # one block ahead: the loads that need it don't wait
     for i in tl.range(first, last):
         at = ahead.to(tl.int64)
@@ -105,7 +110,7 @@ def forward_kernel(
         acc, m, l = forward_step(acc, m, l, query, key, value, scale, None, None, F32)
 
     first, count = tl.load(tile + 4), tl.load(tile + 5) - tl.load(tile + 4)
-    for i in tl.range(first + count * part // PARTS, first + count * (part + 1) // PARTS, num_stages=1):
+    for i in tl.range(first + count * part // cuts, first + count * (part + 1) // cuts, num_stages=1):
         at = tl.load(partial + i * 3).to(tl.int64)
         here = at + column < tl.load(partial + i * 3 + 1)
         visible = seen(patterns, tl.load(partial + i * 3 + 2), lane, TILE, BLOCK)
@@ -122,28 +127,27 @@ def forward_kernel(
     store_rows(out_base, lane * out_token + inner * out_head, valid, acc, D, COLUMNS)
     lse_base = lse + part * lse_part + sample * lse_batch + head * PACK * lse_head + begin
     # A part's is in base 2, for merge_kernel.
-    tl.store(lse_base + lane + inner * lse_head, (m + tl.log2(l)) * (LN_2 if PARTS == 1 else 1.0), mask=valid)
+    tl.store(lse_base + lane + inner * lse_head, (m + tl.log2(l)) * (1.0 if SPLIT else LN_2), mask=valid)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def merge_kernel(
     parts, part_lse, out, lse,
-    rows, heads, q_len, out_batch, out_head, out_token,
-    D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
+    cuts, rows, heads, q_len, out_batch, out_head, out_token,
+    D: tl.constexpr, COLUMNS: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_p 2^(lse_p - lse) out_p over parts (PARTS, rows, D), in order of p; rows are (batch, head, query)."""
+    """out = sum_p 2^(lse_p - lse) out_p over parts (cuts, rows, D), in order of p; a row is (batch, head, query)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
-    part = tl.arange(0, PARTS)
-    logs = tl.load(
-        part_lse + part[:, None] * rows + row[None, :], mask=valid[None, :], other=float("-inf")
-    )  # (PARTS, ROWS)
+    part = tl.arange(0, MOST)
+    there = (part < cuts)[:, None] & valid[None, :]
+    logs = tl.load(part_lse + part[:, None] * rows + row[None, :], mask=there, other=float("-inf"))  # (MOST, ROWS)
     m = tl.max(logs, 0)
     base = tl.where(m == float("-inf"), 0.0, m)
     l = tl.sum(tl.exp2(logs - base[None, :]), 0)
     log = base + tl.log2(l)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for p in tl.range(PARTS):
+    for p in tl.range(cuts):
         weight = tl.exp2(tl.load(part_lse + p * rows + row, mask=valid, other=float("-inf")) - base)
         x = load_rows(parts + p * rows * D, row * D, valid, D, COLUMNS, False)
         acc += x * weight[:, None]
@@ -205,6 +209,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, mask, scale: float, out: Ten
         section(k, batch * program_heads, sharing=group),
         batch * program_heads,
         int(plan.samples > 1),
+        parts,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
@@ -218,7 +223,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, mask, scale: float, out: Ten
         TILE=rows // pack,
         BLOCK=config.block,
         PACK=pack,
-        PARTS=parts,
+        SPLIT=parts > 1,
         NEGATIVE=scale < 0,
         **numerics(q),
         **options(config),
@@ -229,13 +234,14 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, mask, scale: float, out: Ten
             target_lse,
             out,
             lse,
+            parts,
             lse.numel(),
             heads,
             q_len,
             *out.stride()[:3],
             D=head_dim,
             COLUMNS=columns,
-            PARTS=parts,
+            MOST=MOST_PARTS,
             ROWS=MERGED_ROWS,
             num_warps=4,
             enable_fp_fusion=True,

@@ -13,8 +13,8 @@ from videoar_kernels.triton import attention_configs as configs
 INTERPRETED = triton.knobs.runtime.interpret
 # Numbers that change from call to call and tell the compiler nothing.
 UNSPECIALISED = (
-    "heads", "group", "q_len", "rows", "most_tiles", "section", "flat_heads", "sample_tiles", "lse_batch", "lse_head",
-    "out_part", "lse_part",
+    "cuts", "heads", "group", "q_len", "rows", "most_tiles", "section", "flat_heads", "sample_tiles", "lse_batch",
+    "lse_head", "out_part", "lse_part",
 )  # fmt: skip
 # Kernels address a block's rows with 32 bits.
 LONGEST_STRIDE = 1 << 23
