@@ -45,7 +45,7 @@ def eager_attention(q, k, v, dense=None, scale=None):
 
 def check(q, k, v, mask, *, scale=None):
     """Outputs and gradients, through out and lse, may err a small multiple of what eager errs in the same dtype."""
-    dense = None if mask is None else mask.to_dense()
+    dense = None if mask is None else mask.to_dense(q.device)
     grad, grad_lse = torch.randn_like(q), torch.randn(q.shape[:3]).to(q.dtype)
 
     def run(attention, dtype, *options):

@@ -6,9 +6,23 @@ import torch
 from videoar_kernels import library
 
 
+def runs_on_gpu(item) -> bool:
+    """Whether a test's parameters are among those that its mark `on_gpu(names, values)` asks for."""
+    mark = item.get_closest_marker("on_gpu")
+    if mark is None:
+        return True
+    names, values = mark.args
+    parameters = [item.callspec.params[name] for name in names.replace(",", " ").split()]
+    return (parameters[0] if len(parameters) == 1 else tuple(parameters)) in values
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """A test marked `gpu`, or with a parameter "cuda", belongs to `make gpu-check` and is skipped without a GPU."""
+    left_out = [item for item in items if getattr(item, "callspec", None) and item.callspec.params.get("isa") == "cuda"]
+    left_out = [item for item in left_out if not runs_on_gpu(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(isinstance(p, (str, torch.device)) and str(p) == "cuda" for p in parameters):

@@ -119,14 +119,11 @@ def lacking(*modules: str) -> str:
 
 
 def sharded(files: Sequence[str], apart: str) -> list[list[str]]:
-    """Files without `apart` in four groups of about equal time: attention in three, and all else."""
-    first = "attention.py", "attention_forward.py"
-    groups: list[list[str]] = [[], [], [], []]
-    for file in files:
-        if file != apart:
-            attends = "test_attention" in file
-            groups[3 if not attends else 0 if file.endswith(first) else 1 if "backward" in file else 2].append(file)
-    return [group for group in groups if group]
+    """Files without `apart` in groups: each of attention's that waits for the compiler, and all else."""
+    compiles = re.compile(r"mark\.gpu|\bisa\b")
+    attention = [file for file in files if "test_attention" in file and compiles.search((ROOT / file).read_text())]
+    rest = [file for file in files if file not in attention and file != apart]
+    return [*([file] for file in attention), *([rest] if rest else [])]
 
 
 def gpu_tests(*names: str) -> list[str]:

@@ -9,19 +9,24 @@ from closeness import assert_close
 
 from videoar_kernels import RangeMask, range_attention, reference
 
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
+
+@pytest.mark.on_gpu("dtype, head_dim", [(F32, 40), (BF16, 64), (F16, 128), (BF16, 32), (F64, 64)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [32, 64, 40, 128])
 def test_every_key(isa, dtype, head_dim):
     check(*inputs(dtype, 2, 3, 3, 37, 53, head_dim), None)
 
 
+@pytest.mark.on_gpu("dtype", [F32, BF16, F64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_multiscale_mask(isa, dtype):
     mask = RangeMask.multiscale(7, 3, [(1, 1), (2, 2), (4, 4), (5, 5)], window=1)
     check(*inputs(dtype, 2, 2, 2, mask.q_len, mask.k_len, 64), mask)
 
 
+@pytest.mark.on_gpu("dtype", [BF16, F64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mask_for_each_sample(isa, dtype):
     keep = torch.rand(3, 4, 4) < 0.5
@@ -30,15 +35,18 @@ def test_a_mask_for_each_sample(isa, dtype):
 
 
 def test_random_masks_lengths_and_heads(isa):
+    head_dims = [33, 64] if isa == "cuda" else [8, 33, 64, 96, 1, 256]  # each is compiled anew there
     for trial in range(12):
         generator = torch.Generator().manual_seed(trial)
 
         def draw(low, high, generator=generator):
-            return int(torch.randint(low, high, (), generator=generator))
+            return int(torch.randint(low, high, (), generator=generator, device="cpu"))
 
         batch, kv_heads, group = draw(1, 3), draw(1, 3), draw(1, 4)
-        q_len, k_len, head_dim = draw(1, 80), draw(1, 300), [8, 33, 64, 96, 1, 256][trial % 6]
-        dense = torch.rand(batch, q_len, 1, generator=generator) < torch.rand(batch, 1, k_len, generator=generator)
+        q_len, k_len, head_dim = draw(1, 80), draw(1, 300), head_dims[trial % len(head_dims)]
+        rows, columns = (batch, q_len, 1), (batch, 1, k_len)
+        rows, columns = (torch.rand(size, generator=generator, device="cpu") for size in (rows, columns))
+        dense = rows < columns
         if trial % 2:
             dense = dense[:, :, : k_len // 10 + 1].repeat_interleave(10, 2)[:, :, :k_len]
         check(
@@ -52,6 +60,7 @@ def test_lengths_differ(isa, q_len, k_len):
     check(*inputs(torch.float32, 1, 2, 1, q_len, k_len, 64), None)
 
 
+@pytest.mark.on_gpu("dtype", [F16, F64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_group_of_query_heads_shares_a_key_head(isa, dtype):
     check(*inputs(dtype, 1, 6, 2, 40, 50, 32), RangeMask.from_dense(torch.rand(40, 50) < 0.7))
@@ -63,6 +72,7 @@ def test_scale_is_applied(isa):
     check(q, k, v, None, scale=-0.3)
 
 
+@pytest.mark.on_gpu("dtype", [F32, BF16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_peaked_rows(isa, dtype):
     check(*inputs(dtype, 1, 2, 2, 30, 200, 64, peak=30.0), None)
@@ -136,12 +146,13 @@ def test_empty_sizes(isa, empty, queries, dtype, masked):
         assert (grad == 0).all()
 
 
+@pytest.mark.on_gpu("dtype, bad", [(F32, torch.inf), (BF16, torch.nan)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_nothing_leaks_from_keys_outside_the_ranges(isa, dtype, bad):
     mask = RangeMask.multiscale(3, 3, [(1, 1), (2, 3), (4, 4)], frame_keep=torch.rand(3, 3) < 0.5)
-    dense = mask.to_dense()
     q, k, v = inputs(dtype, 1, 2, 2, mask.q_len, mask.k_len, 40)
+    dense = mask.to_dense(q.device)
     grad = torch.randn_like(q)
 
     def run(*tensors):

@@ -9,6 +9,8 @@ from closeness import assert_close
 
 from videoar_kernels import RangeMask, range_attention
 
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
 
 def gradients(q, k, v, mask, grad, grad_lse=None):
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -17,6 +19,7 @@ def gradients(q, k, v, mask, grad, grad_lse=None):
     return torch.autograd.grad(outputs, leaves, weights)
 
 
+@pytest.mark.on_gpu("dtype, head_dim", [(BF16, 64), (F16, 128), (F32, 33), (F64, 72)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 128, 33, 72])
 @pytest.mark.parametrize(("q_len", "k_len"), [(13, 11), (59, 47), (61, 49), (121, 97), (7, 193)])
@@ -24,6 +27,7 @@ def test_lengths_beside_the_block_sizes(isa, dtype, head_dim, q_len, k_len):
     check(*inputs(dtype, 1, 2, 1, q_len, k_len, head_dim), None)
 
 
+@pytest.mark.on_gpu("dtype", [BF16, F64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masks_whose_ranges_start_anywhere(isa, dtype):
     mask = RangeMask.multiscale(3, 4, [(1, 1), (1, 3), (3, 5), (5, 7)], window=2)
@@ -31,6 +35,7 @@ def test_masks_whose_ranges_start_anywhere(isa, dtype):
     check(*inputs(dtype, 1, 1, 1, 150, 130, 64), RangeMask.from_dense(torch.rand(150, 130) < 0.3))
 
 
+@pytest.mark.on_gpu("dtype", [F32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_for_each_sample_with_rows_that_see_nothing(isa, dtype):
     dense = torch.rand(3, 70, 90) < 0.5
@@ -40,6 +45,7 @@ def test_a_mask_for_each_sample_with_rows_that_see_nothing(isa, dtype):
     check(*inputs(dtype, 3, 2, 1, 70, 90, 40), RangeMask.from_dense(dense))
 
 
+@pytest.mark.on_gpu("dtype, peak", [(BF16, 8.0), (F32, 30.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("peak", [8.0, 30.0])
 def test_peaked_rows_err_no_more_than_eager(isa, dtype, peak):
@@ -48,6 +54,7 @@ def test_peaked_rows_err_no_more_than_eager(isa, dtype, peak):
         check(*inputs(dtype, 1, 1, 1, 100, 300, 64, peak=peak), None)
 
 
+@pytest.mark.on_gpu("dtype", [F32, BF16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_key_takes_all_the_weight_and_no_gradient_passes(isa, dtype):
     """delta and the weight's gradient are the same sum of the same numbers, and cancel exactly."""
@@ -60,19 +67,21 @@ def test_one_key_takes_all_the_weight_and_no_gradient_passes(isa, dtype):
     assert_close(grad_q.float(), torch.zeros(grad_q.shape).double(), torch.full(grad_q.shape, 1e-3))
 
 
+@pytest.mark.on_gpu("dtype", [F32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_lse_has_a_gradient(isa, dtype):
     q, k, v = inputs(dtype, 1, 4, 2, 37, 50, 32)
     mask = RangeMask.from_dense(torch.rand(37, 50) < 0.5)
     grad_lse = torch.randn(1, 4, 37)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    exact = torch.autograd.grad(exact_attention(*leaves, mask.to_dense())[1], leaves[:2], grad_lse.double())
+    exact = torch.autograd.grad(exact_attention(*leaves, mask.to_dense(q.device))[1], leaves[:2], grad_lse.double())
     ours = gradients(q, k, v, mask, torch.zeros_like(q), grad_lse)
     for a, b in zip(ours, exact, strict=False):
         assert_close(a, b, b.to(torch.bfloat16) if dtype == torch.bfloat16 else b.float(), factor=8)
     assert (ours[2] == 0).all()
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_expanded_and_strided_gradients(isa, dtype):
     q, k, v = inputs(dtype, 2, 4, 2, 33, 33, 32)
@@ -83,6 +92,7 @@ def test_expanded_and_strided_gradients(isa, dtype):
             assert torch.equal(a, b)
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("where", ["q", "k", "v", "grad"])
@@ -100,6 +110,7 @@ def test_numbers_outside_the_mask_reach_no_gradient(isa, dtype, bad, where):
         assert_close(a[:, :, :end], b.double(), b, slack=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(1, 1, 1), (1, 3, 3), (1, 4, 1), (2, 6, 3)])
 def test_bits_do_not_depend_on_how_threads_share_heads(isa, dtype, batch, heads, kv_heads):

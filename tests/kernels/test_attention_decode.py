@@ -10,11 +10,12 @@ from closeness import assert_close
 from videoar_kernels import KVCache, RangeMask, range_attention
 from videoar_kernels.library import ops
 
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def check(q, k, v, mask=None, *, scale=None):
-    dense = None if mask is None else mask.to_dense()
+    dense = None if mask is None else mask.to_dense(q.device)
     out, lse = range_attention(q, k, v, mask, scale=scale, return_lse=True)
     exact = exact_attention(q, k, v, dense, scale)
     if q.dtype == torch.float64:
@@ -26,12 +27,14 @@ def check(q, k, v, mask=None, *, scale=None):
     assert_close(lse, exact[1], eager[1])
 
 
+@pytest.mark.on_gpu("dtype, queries", [*((BF16, n) for n in range(50)), (F32, 1), (F32, 33), (F16, 16), (F64, 5)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries", [1, 2, 3, 5, 6, 7, 16, 23, 32, 33, 48, 49])
 def test_every_number_of_queries(isa, dtype, queries):
     check(*inputs(dtype, 2, 2, 2, queries, 1111, 64))
 
 
+@pytest.mark.on_gpu("dtype, head_dim", [(F32, 31), (BF16, 80), (F32, 200), (BF16, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [1, 7, 16, 31, 32, 40, 80, 96, 128, 200, 255, 256])
 def test_any_head_dim(isa, dtype, head_dim):
@@ -39,6 +42,7 @@ def test_any_head_dim(isa, dtype, head_dim):
         check(*inputs(dtype, 1, 2, 1, queries, 700, head_dim))
 
 
+@pytest.mark.on_gpu("dtype, heads", [(BF16, 6), (F32, 8), (F16, 12), (BF16, 32)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "queries"), [(6, 2, 1), (8, 1, 3), (12, 1, 11), (32, 1, 8)])
 def test_a_group_of_query_heads_reads_the_keys_once(isa, dtype, heads, kv_heads, queries):
@@ -51,6 +55,7 @@ def test_keys_at_the_edges_of_blocks_and_chunks(isa, k_len):
         check(*inputs(torch.float32, 1, 1, 1, queries, k_len, 16))
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cache_that_wrapped(isa, dtype):
     """What KVCache.view gives: buffers of the capacity, of which ranges of slots are held."""
@@ -71,6 +76,7 @@ def test_a_cache_that_wrapped(isa, dtype):
     assert_close(out, exact_attention(q, k, v)[0], eager_attention(q, k, v)[0])
 
 
+@pytest.mark.on_gpu("dtype", [F32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_queries_see_different_keys(isa, dtype):
     """New tokens see the cache and, causally, one another; some see a part of the cache, one sees nothing."""
@@ -87,6 +93,7 @@ def test_queries_see_different_keys(isa, dtype):
     assert (lse[:, :, 7] == -torch.inf).all()
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_for_each_sample(isa, dtype):
     dense = torch.zeros(3, 4, 1300, dtype=torch.bool)
@@ -100,6 +107,7 @@ def test_masks_without_any_run(isa):
     check(*inputs(torch.float32, 1, 4, 2, 6, 500, 32), RangeMask.from_dense(torch.rand(6, 500) < 0.5))
 
 
+@pytest.mark.on_gpu("dtype, bad", [(F32, torch.inf), (BF16, torch.nan)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_nothing_leaks_from_keys_outside_the_ranges(isa, dtype, bad):
@@ -122,6 +130,7 @@ def test_nothing_leaks_from_keys_outside_the_ranges(isa, dtype, bad):
     assert mask.k_len == 1200
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peaked_and_rising_scores(isa, dtype):
     q, k, v = inputs(dtype, 1, 2, 2, 9, 1400, 64, peak=30.0)

@@ -9,11 +9,12 @@ from closeness import assert_close
 
 from videoar_kernels import RangeMask, range_attention
 
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def check_forward(q, k, v, mask=None, **options):
-    dense = None if mask is None else mask.to_dense()
+    dense = None if mask is None else mask.to_dense(q.device)
     scale = options.get("scale")
     for ours, exact, eager in zip(
         range_attention(q, k, v, mask, return_lse=True, **options),
@@ -24,6 +25,7 @@ def check_forward(q, k, v, mask=None, **options):
         assert_close(ours, exact, eager)
 
 
+@pytest.mark.on_gpu("dtype, head_dim", [(F32, 7), (BF16, 48), (F16, 160), (BF16, 255)])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("head_dim", [1, 2, 7, 33, 48, 72, 96, 127, 160, 192, 255, 256])
 def test_any_head_dim(isa, dtype, head_dim):
@@ -32,6 +34,7 @@ def test_any_head_dim(isa, dtype, head_dim):
         check_forward(*inputs(dtype, 1, 2, 1, q_len, 131, head_dim))
 
 
+@pytest.mark.on_gpu("dtype, q_len", [(F32, 9), (BF16, 150)])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("q_len", [9, 150])
 def test_ranges_start_and_stop_anywhere(isa, dtype, q_len):
@@ -43,12 +46,14 @@ def test_ranges_start_and_stop_anywhere(isa, dtype, q_len):
     check_forward(*inputs(dtype, 2, 2, 2, q_len, 301, 40), RangeMask.from_dense(dense))
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("k_len", [1, 2, 95, 96, 97, 127, 128, 129, 255, 257, 513])
 def test_lengths_around_chunks_and_blocks(isa, dtype, k_len):
     check_forward(*inputs(dtype, 1, 1, 1, 130, k_len, 32))
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("q_len", [1, 8, 15, 16, 17, 31, 33, 47, 49, 63, 65])
 def test_tiles_of_any_height(isa, dtype, q_len):
@@ -56,6 +61,7 @@ def test_tiles_of_any_height(isa, dtype, q_len):
     check_forward(*inputs(dtype, 1, 1, 1, 128 + q_len, 70, 64))
 
 
+@pytest.mark.on_gpu("dtype, scale", [(BF16, 0.7), (F32, -0.3), (F32, 0.0), (BF16, 1e-12)])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("scale", [0.7, -0.3, 0.0, 1e-12])
 def test_any_scale(isa, dtype, scale):
@@ -64,13 +70,14 @@ def test_any_scale(isa, dtype, scale):
     if scale:
         check_forward(q, k, v, mask, scale=scale)
         return
-    dense = mask.to_dense().double()
+    dense = mask.to_dense(q.device).double()
     out, lse = range_attention(q, k, v, mask, scale=0.0, return_lse=True)
     mean = dense @ v.double() / dense.sum(1, keepdim=True)
     assert_close(out, mean, mean.to(dtype))
     torch.testing.assert_close(lse.double(), dense.sum(1).log().expand_as(lse), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.on_gpu("dtype, order", [(F32, "rising"), (BF16, "falling"), (F32, "saw")])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("order", ["rising", "falling", "saw"])
 def test_maxima_that_move_by_more_than_the_headroom(isa, dtype, order):
@@ -87,6 +94,7 @@ def test_maxima_that_move_by_more_than_the_headroom(isa, dtype, order):
         torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_peaked_rows_are_as_exact_as_flat_ones(isa, dtype):
     """Nearly all weight on one key: the rounding of weights cancels against the sum that divides them."""
@@ -97,6 +105,7 @@ def test_peaked_rows_are_as_exact_as_flat_ones(isa, dtype):
     assert (out - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
 
 
+@pytest.mark.on_gpu("dtype, bad", [(F32, torch.nan), (F16, torch.inf), (F16, -torch.inf)])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_neighbours_of_a_range_have_no_influence(isa, dtype, bad):
@@ -119,6 +128,7 @@ def test_neighbours_of_a_range_have_no_influence(isa, dtype, bad):
         assert not out[:, :, ~clear].isfinite().any()
 
 
+@pytest.mark.on_gpu("dtype, head_dim", [(F32, 31), (BF16, 64)])
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("head_dim", [31, 64])
 def test_strides_do_not_matter(isa, dtype, head_dim):
@@ -134,6 +144,7 @@ def test_strides_do_not_matter(isa, dtype, head_dim):
         assert torch.equal(range_attention(q, shared, shared), range_attention(q, k[:, :1], k[:, :1]))
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_for_each_sample_and_grouped_heads_when_packed(isa, dtype):
     keep = torch.rand(2, 5, 5) < 0.6
@@ -141,6 +152,7 @@ def test_a_mask_for_each_sample_and_grouped_heads_when_packed(isa, dtype):
     check_forward(*inputs(dtype, 2, 6, 2, mask.q_len, mask.k_len, 32), mask)
 
 
+@pytest.mark.on_gpu("dtype", [BF16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heads_that_are_packed_one_after_the_other(isa, dtype):
     """More than fits the memory for packed heads at a time."""

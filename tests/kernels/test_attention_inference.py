@@ -12,6 +12,7 @@ from attention_oracle import DTYPES, inputs
 from videoar_kernels import RangeMask, attention, range_attention
 from videoar_kernels.library import ops
 
+F32, BF16 = torch.float32, torch.bfloat16
 MASKS = {
     "none": None,
     "units": RangeMask.units([3, 20, 14], 4),
@@ -20,6 +21,7 @@ MASKS = {
 }
 
 
+@pytest.mark.on_gpu("dtype, head_dim", [(BF16, 64), (F32, 33)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("head_dim", [64, 33])

@@ -8,21 +8,20 @@ import torch
 import videoar_kernels as vk
 
 DTYPES = [torch.float32, torch.bfloat16]
-POSITIONS = torch.randint(0, 20, (24, 3))
 
 
 def forms(dtype):
     """Name -> (function of x and out=, its x)."""
     rows, heads = torch.randn(2, 24, 37).to(dtype), torch.randn(2, 3, 24, 12).to(dtype)
-    scale, weight = torch.randn(2, 3, 37), torch.randn(37)
+    scale, weight, positions = torch.randn(2, 3, 37), torch.randn(37), torch.randint(0, 20, (24, 3))
     return {
         "swiglu": (lambda x, out=None: vk.swiglu(x, rows, out=out), rows.clone()),
         "gated_residual": (lambda x, out=None: vk.gated_residual(x, rows, scale, out=out), rows.clone()),
         "adaln_norm": (lambda x, out=None: vk.adaln_norm(x, scale, scale[:, :1], weight=weight, out=out), rows.clone()),
-        "rope_3d": (lambda x, out=None: vk.rope_3d(x, POSITIONS, out=out), heads.clone()),
+        "rope_3d": (lambda x, out=None: vk.rope_3d(x, positions, out=out), heads.clone()),
         "qk_norm_rope": (
             lambda x, out=None: vk.qk_norm_rope(
-                x, heads, None, None, POSITIONS, out=None if out is None else (out, torch.empty_like(heads))
+                x, heads, None, None, positions, out=None if out is None else (out, torch.empty_like(heads))
             )[0],
             heads.clone(),
         ),
@@ -93,15 +92,15 @@ def test_views_that_lie_between_one_another_are_apart():
 
 
 def test_queries_and_keys_of_a_packed_projection_in_place():
-    packed = torch.randn(2, 24, 3, 4, 12)
+    packed, positions = torch.randn(2, 24, 3, 4, 12), torch.randint(0, 20, (24, 3))
     q, k, v = (packed[:, :, i].transpose(1, 2) for i in range(3))
-    expected, values = vk.qk_norm_rope(q, k, None, None, POSITIONS), v.clone()
+    expected, values = vk.qk_norm_rope(q, k, None, None, positions), v.clone()
     with torch.no_grad():
-        vk.qk_norm_rope(q, k, None, None, POSITIONS, out=(q, k))
+        vk.qk_norm_rope(q, k, None, None, positions, out=(q, k))
     assert torch.equal(q, expected[0]) and torch.equal(k, expected[1]) and torch.equal(v, values)
     for out in ((k, q), (q, q)):
         with torch.no_grad(), pytest.raises(ValueError, match="apart from"):
-            vk.qk_norm_rope(q, k, None, None, POSITIONS, out=out)
+            vk.qk_norm_rope(q, k, None, None, positions, out=out)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 24])
