@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from registry import Call, Case
 
-from videoar.profiling.limits import copy_limit, emulated, matmul_limit, sized_copy_limit
+from videoar.profiling import limits
+from videoar.profiling.limits import copy_limit, matmul_limit, sized_copy_limit
 
-__all__ = ["emulated", "limit_calls"]
+
+def emulated(dtype: torch.dtype, device: str | None = None) -> bool:
+    """Returns whether products of `dtype` are slower than float32's on a device: without one, where cases are made."""
+    return limits.emulated(dtype, device or torch.get_default_device().type)
 
 
 def limit_calls(kind: str, case: Case, device: str = "cpu") -> dict[str, tuple[Call, float]]:

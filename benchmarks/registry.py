@@ -10,8 +10,8 @@ A family's file holds generators and one test:
     def test_rope(case, compare):
         compare(case)
 
-A generator is advanced only when its next case is due, so that one case's inputs live at a time. Tensors are created
-without naming a device: the harness sets the default device.
+A generator is advanced only when its next case is due, so that one case's inputs live at a time. There and in `verify`
+tensors are created without naming a device, for the harness sets a default; what is timed takes it from its inputs.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import statistics
@@ -16,7 +17,7 @@ import report
 import torch
 from clock import clock_for
 from measure import Effort, measure
-from registry import CaseSet
+from registry import Call, Case, CaseSet
 from results import Row, save, to_json, write_atomically
 
 from videoar.profiling import machine
@@ -40,18 +41,12 @@ class Run:
     def measure(self, cases: CaseSet, family: str) -> Iterator[Row]:
         """Yields the row of each case as it is measured."""
         generator = cases.generate(self.full)
-        while (case := self._next(generator)) is not None:
+        while (case := next_case(generator, self.device)) is not None:
             self.rows.append(measure(case, family, self.clock, self.effort))
             yield self.rows[-1]
             del case
             gc.collect()
             allocator.release()
-
-    def _next(self, generator):
-        if self.device == "cpu":  # a default device would cost every PyTorch call a microsecond
-            return next(generator, None)
-        with torch.device(self.device):
-            return next(generator, None)
 
     @property
     def settings(self) -> dict:
@@ -115,6 +110,28 @@ class Run:
         html = path.with_suffix(".html")
         write_atomically(html, page.html(data))
         return [*written, html]
+
+
+def next_case(generator: Iterator[Case], device: str) -> Case | None:
+    """Advances a generator on a device, where what the case verifies with will lie, too; None after the last case.
+
+    What is timed names its devices itself: a default device costs every PyTorch call a microsecond.
+    """
+    if device == "cpu":
+        return next(generator, None)
+    with torch.device(device):
+        case = next(generator, None)
+    return case and dataclasses.replace(case, verify=on_device(case.verify, device))
+
+
+def on_device(call: Call, device: str) -> Call:
+    """Returns a call whose new tensors lie on `device` unless told otherwise."""
+
+    def placed() -> object:
+        with torch.device(device):
+            return call()
+
+    return placed
 
 
 def default_path(device_name: str) -> Path:

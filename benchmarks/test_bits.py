@@ -52,7 +52,7 @@ def compiled(function):
 
 
 def eager_pack(ones):
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=ones.device)
     return (ones.unflatten(-1, (-1, 8)).to(torch.uint8) * weights).sum(-1, dtype=torch.uint8)
 
 
@@ -98,7 +98,7 @@ def pack(full: bool):
 
 
 def eager_unpack(bits):
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits.unsqueeze(-1) >> shifts & 1).flatten(-2).bool()
 
 
@@ -125,7 +125,7 @@ def unpack(full: bool):
 
 def eager_flip(bits, p):
     ones = eager_unpack(bits)
-    return eager_pack(ones ^ (torch.rand(ones.shape) < p))
+    return eager_pack(ones ^ (torch.rand(ones.shape, device=ones.device) < p))
 
 
 @cases("flip_bits")
@@ -153,7 +153,8 @@ def flip(full: bool):
 
 
 def eager_sample(logits, uncond):
-    ones = torch.rand(logits.shape) < torch.sigmoid((uncond + 3.0 * (logits - uncond)).float())
+    chance = torch.sigmoid((uncond + 3.0 * (logits - uncond)).float())
+    ones = torch.rand(logits.shape, device=logits.device) < chance
     return eager_pack(ones), torch.where(ones, DIM**-0.5, -(DIM**-0.5)).to(logits.dtype)
 
 

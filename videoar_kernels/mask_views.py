@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def dense(mask: RangeMask) -> Tensor:
     """bool (q_len, k_len), or (batch, q_len, k_len)."""
     samples = mask.batch if mask.batch is not None else 1
-    result = torch.zeros(samples, mask.q_len, mask.k_len, dtype=torch.bool)
+    result = torch.zeros(samples, mask.q_len, mask.k_len, dtype=torch.bool, device="cpu")
     key_ptr, key_ranges = mask.key_ptr.tolist(), mask.key_ranges.tolist()
     for row, (sample, (q_start, q_stop)) in enumerate(
         zip(row_samples(mask).tolist(), mask.q_ranges.tolist(), strict=True)

@@ -132,8 +132,8 @@ class EagerTransformer(nn.Module):
         if whole_clips:
             mask = RangeMask.multiscale(config.text_len, frames, scales, window=config.window)
             self.mask = mask.to_dense().to(device)
-        lengths = torch.tensor([h * w for h, w in scales])
-        self.scale_ids = torch.repeat_interleave(torch.arange(len(scales)), lengths).repeat(frames).to(device)
+        scale_ids = [scale for scale, (height, width) in enumerate(scales) for _ in range(height * width)]
+        self.scale_ids = torch.tensor(scale_ids, device=device).repeat(frames)
 
     def forward(self, text: Tensor, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits (B, T, N, d) of a whole clip, as `NextScaleTransformer.forward`."""
