@@ -92,6 +92,8 @@ def test_json_holds_every_figure(found, tmp_path):
     assert set(data["ours"]["timeline"][0]) == {"part", "frame", "scale", "begin", "seconds"}
     assert data["ours"]["computes_in"] == "bf16" and data["gpu"] is None
     assert all(size > 1e6 for size in data["memory"].values())
+    named = [timed["name"] for timed in (data["ours"], data["bare"], data["eager"]) if timed]
+    assert [name.rpartition("(")[2][:-1] for name in data["memory"]] == named
     assert data["subject"]["batch"] == "2" and data["machine"]["torch"] == torch.__version__
 
 

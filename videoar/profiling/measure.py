@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -54,17 +55,21 @@ def profile(
     apart = subject.disagreement()
     contenders = subject.contenders()
 
-    def each() -> None:
-        for contender in contenders:
-            progress(f"{contender.name}: {'the clip' if once else 'a clip'}")
-            contender.clips.append(recorder.clip(contender.run))
-            contender.first = contender.first or contender.clips[-1].seconds
+    def one(contender: Contender) -> None:
+        progress(f"{contender.name}: {'the clip' if once else 'a clip'}")
+        contender.clips.append(recorder.clip(contender.run))
+        contender.first = contender.first or contender.clips[-1].seconds
 
     with torch.no_grad(), _no_garbage_collection():
         if not once:
-            each()
+            for contender in contenders:
+                one(contender)
         begin = time.perf_counter()
-        memory = peak_memory(each, device)
+        memory = {}
+        for contender in contenders:
+            peaks = peak_memory(partial(one, contender), device)
+            whose = f" ({contender.name})" if len(contenders) > 1 else ""
+            memory |= {f"{name}{whose}": size for name, size in peaks.items()}
         once_each = time.perf_counter() - begin
         limits = [matmul_limit(subject.computing, device), copy_limit(device)]
         for limit in limits:

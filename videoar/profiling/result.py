@@ -177,7 +177,7 @@ class Profile:
         eager: eager PyTorch, if it was asked for.
         disagreement: relative difference of eager PyTorch's logits or flow.
         limits: of the machine.
-        memory: name -> bytes.
+        memory: name -> bytes, at the peak of a clip; where there are several contenders, of each.
         gpu: what NVML said; None on a CPU.
     """
 

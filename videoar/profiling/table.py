@@ -66,9 +66,9 @@ def remarks(profile: Profile) -> Iterator[str]:
     for rate in profile.limits:
         low, middle, high = (amount_text(x, rate.unit) for x in (rate.rates.least, rate.rates.median, rate.rates.most))
         yield f"Limit {rate.name}: {middle} ({low} to {high}), timed in every round."
-    beside = " (eager PyTorch's too)" if profile.eager else ""
+    weights = "the weights of both" if profile.eager else "weights"
     for name, size in profile.memory.items():
-        yield f"Peak {name}: {size / 2**30:.2f} GiB, weights{beside} included."
+        yield f"Peak {name}: {size / 2**30:.2f} GiB, {weights} included."
     yield f"First clip: {time_text(profile.ours.first_clip)}, with all that is made once."
     between = profile.ours.parts[-1].in_median_clip
     if between < 0:
