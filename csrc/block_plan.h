@@ -34,7 +34,7 @@ struct BlockPlan {
   std::vector<uint64_t> patterns;     // (patterns, words, tile): bit c % 64 of word c / 64 is column c of the block
 };
 
-// Tiles of at most `tile` queries (at most kMaxBlockTile) against blocks of `block` keys (a multiple of 32);
+// Tiles of at most `tile` queries (at most kMaxBlockTile) against blocks of `block` keys (at most 128);
 // by_key: tiles of keys against blocks of queries. The mask is valid (see invalid()), or without arrays: full.
 BlockPlan plan_blocks(const RangeMaskView& mask, int tile, int block, bool by_key);
 
