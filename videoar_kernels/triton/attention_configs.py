@@ -35,10 +35,10 @@ _TWO_BYTES: dict[tuple[int, str], dict[int, Config]] = {
     (80, "queries"): {64: Config(64, 32, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 2)},
     (80, "keys"): {64: Config(128, 32, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 2)},
     # As sm_80, in 99 KB.
-    (86, "forward"): {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 32, 8, 1)},
+    (86, "forward"): {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 32, 8, 1)},
     (86, "decode"): {64: Config(64, 32, 4, 3), 128: Config(32, 32, 4, 3), 256: Config(32, 32, 8, 1)},
     (86, "queries"): {64: Config(64, 32, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 2)},
-    (86, "keys"): {64: Config(64, 16, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 2)},
+    (86, "keys"): {64: Config(64, 16, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 2)},
     # wgmma reads operands from shared memory: accumulators alone fill the registers, two groups of 4 warps share them.
     (90, "forward"): {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 32, 8, 2)},
     # Bytes in flight count: shared memory for two programs on a processor.
@@ -60,7 +60,7 @@ _FOUR_BYTES: dict[str, dict[int, Config]] = {
     "keys": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
 }
 # Here the usual one spills.
-_FOUR_BYTES_OTHER = {(100, "queries", 64): Config(32, 16, 4, 1)}
+_FOUR_BYTES_OTHER = {(86, "keys", 64): Config(32, 16, 4, 1), (100, "queries", 64): Config(32, 16, 4, 1)}
 
 
 def family(capability: int) -> int:
