@@ -28,10 +28,19 @@ def test_on_a_gpu_the_profile_decodes_in_bfloat16():
     assert preset_subject("tiny", wide).facts["tokenizer"] == "decodes in f32"
 
 
-@pytest.mark.parametrize(("matrices", "convolutions"), [(False, True), (True, False)])
-def test_the_report_says_whether_float32_is_tf32(monkeypatch, matrices, convolutions):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", matrices)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions)
-    name = {True: "TF32", False: "float32"}
-    said = limits.float32_products()
-    assert f"matrix products in {name[matrices]}, convolutions in {name[convolutions]}" in said
+@pytest.fixture
+def backends():
+    """Those of matrix products and convolutions; their settings are properties, which `monkeypatch` cannot put back."""
+    found = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in found]
+    yield found
+    for backend, value in zip(found, before, strict=True):
+        backend.allow_tf32 = value
+
+
+@pytest.mark.parametrize("wanted", [(False, True), (True, False)])
+def test_the_report_says_whether_float32_is_tf32(backends, wanted):
+    for backend, value in zip(backends, wanted, strict=True):
+        backend.allow_tf32 = value
+    matrices, convolutions = ("TF32" if value else "float32" for value in wanted)
+    assert f"matrix products in {matrices}, convolutions in {convolutions}" in limits.float32_products()
