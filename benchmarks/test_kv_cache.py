@@ -34,7 +34,7 @@ def draw(layers: int, new: int, dtype: torch.dtype) -> Blocks:
 @cases("kv_cache_append")
 def append(full: bool) -> Iterator[Case]:
     if on_gpu():
-        yield case(draw(32, 2048, torch.bfloat16), 8192)  # all layers of a large model by one kernel
+        yield case(draw(8, 8192, torch.bfloat16), 32768)  # several layers by one kernel
         return
     for window in (4096, 16384) if full else (4096,):
         for dtype in (torch.bfloat16, torch.float32) if full else (torch.bfloat16,):
