@@ -20,6 +20,8 @@ from registry import Absent, Case, CaseSet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from videoar import next_scale
+
 DEVICE = "meta"
 MOST_CASES = 2  # of a set
 # PyTorch's words where a tensor is asked for its values, or an operator has none of this device.
@@ -59,12 +61,19 @@ def address(x: torch.Tensor) -> int:
     return (x.untyped_storage()._cdata << 32) + x.storage_offset() * x.element_size()
 
 
+def make_models_short() -> None:
+    """Leaves one layer of every model: the others are like it."""
+    whole = next_scale.preset
+    next_scale.preset = lambda name, **options: whole(name, **options | {"depth": 1})
+
+
 def leave_values_out() -> None:
     torch.compile = lambda function=None, **options: function
     torch.equal = compared
     torch.testing.assert_close = compared_all
     closeness.assert_close = compared_all
     torch.Tensor.data_ptr = address
+    torch.UntypedStorage.data_ptr = lambda storage: storage._cdata
 
 
 def fault(call: Callable[[], object]) -> str:
@@ -98,6 +107,7 @@ def probe(cases: CaseSet) -> None:
 
 def main(names: list[str]) -> None:
     leave_values_out()
+    make_models_short()
     for name in names:
         module = f"test_{name}"
         importlib.import_module(module)
