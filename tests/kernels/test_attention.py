@@ -12,7 +12,7 @@ from videoar_kernels import RangeMask, range_attention, reference
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 
-@pytest.mark.on_gpu("dtype, head_dim", [(F32, 40), (BF16, 64), (F16, 128), (BF16, 32), (F64, 64)])
+@pytest.mark.on_gpu("dtype, head_dim", [(BF16, 64), (F16, 128), (BF16, 32), (F64, 64)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [32, 64, 40, 128])
 def test_every_key(isa, dtype, head_dim):
@@ -35,7 +35,7 @@ def test_a_mask_for_each_sample(isa, dtype):
 
 
 def test_random_masks_lengths_and_heads(isa):
-    head_dims = [33, 64] if isa == "cuda" else [8, 33, 64, 96, 1, 256]  # each is compiled anew there
+    head_dims = [64] if isa == "cuda" else [8, 33, 64, 96, 1, 256]  # each is compiled anew there
     for trial in range(12):
         generator = torch.Generator().manual_seed(trial)
 
@@ -60,7 +60,7 @@ def test_lengths_differ(isa, q_len, k_len):
     check(*inputs(torch.float32, 1, 2, 1, q_len, k_len, 64), None)
 
 
-@pytest.mark.on_gpu("dtype", [F16, F64])
+@pytest.mark.on_gpu("dtype", [BF16, F64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_group_of_query_heads_shares_a_key_head(isa, dtype):
     check(*inputs(dtype, 1, 6, 2, 40, 50, 32), RangeMask.from_dense(torch.rand(40, 50) < 0.7))
