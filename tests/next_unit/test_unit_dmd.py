@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_runs import losses
 from sharp_backbone import distance, draw
+from tiny_pipeline import AUTOENCODER
 from torch import Tensor
-from unit_runs import AUTOENCODER, losses, write_autoencoder
+from unit_runs import write_autoencoder
 
 from videoar.model_folder import read_json
 from videoar.next_unit import NextUnitTransformer, cube, preset, sample_units
