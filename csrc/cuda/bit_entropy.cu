@@ -138,7 +138,8 @@ const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
   const int lanes = octet_lanes(t.dim);
   int threads = kBitThreads;
   while (threads > kWarp && threads / lanes * t.scales > kSharedSums) threads /= 2;
-  if (threads / lanes * t.scales > kSharedSums) return "bit_cross_entropy: expected num_scales of at most 50 (d <= 8) to 1600 (d > 128) on a GPU";
+  if (threads / lanes * t.scales > kSharedSums)
+    return "bit_cross_entropy: expected num_scales of at most 50 (d <= 8) to 1600 (d > 128) on a GPU";
   if (octets_aligned<T>(t.logits, t.logits_stride, t.dim)) {
     VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, true>)(t, p.sums);
   } else {
