@@ -27,10 +27,10 @@ demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
 
 # The CUDA kernels are tested as C++; where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
+EMULATED = $(shell grep -qs avx2 /proc/cpuinfo && ! grep -qs avx512_bf16 /proc/cpuinfo && echo emulate)
 test: $(READY)
 	$(PYTHON) -m pytest tests
-	$(MAKE) cuda-on-cpu PYTHON=$(PYTHON)
-	! grep -qs avx2 /proc/cpuinfo || grep -qs avx512_bf16 /proc/cpuinfo || $(MAKE) emulate PYTHON=$(PYTHON)
+	$(MAKE) --jobs=2 --output-sync=target cuda-on-cpu $(EMULATED) PYTHON=$(PYTHON)
 
 # Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
 bench: $(READY)
