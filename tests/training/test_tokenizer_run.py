@@ -13,6 +13,7 @@ from videoar.training import stages
 from videoar.training import tokenizer as training
 from videoar.training.checkpoint import latest_checkpoint
 from videoar.training.clips import ClipsConfig
+from videoar.training.logging import RunLog
 from videoar.training.stages import Stage
 from videoar.training.tokenizer import TokenizerTraining, corruption, train
 
@@ -47,13 +48,13 @@ def run(tmp_path):
 def losses(monkeypatch):
     """Every step's loss, in order."""
     seen = []
-    step = stages.RunLog.step
+    step = RunLog.step
 
     def record(self, number, metrics):
         seen.append((number, metrics["loss"]))
         step(self, number, metrics)
 
-    monkeypatch.setattr(stages.RunLog, "step", record)
+    monkeypatch.setattr(RunLog, "step", record)
     return seen
 
 

@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from videoar.training.clips import ClipsConfig, clip_batches
 from videoar.training.ema import WeightAverage
-from videoar.training.logging import RunLog
-from videoar.training.optimizer import OptimizerConfig, build_optimizer, schedule
+from videoar.training.loop import descend, run_steps
+from videoar.training.optimizer import OptimizerConfig, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class StagedTraining:
     """A run in stages.
 
     Args:
-        output: folder of the run: checkpoints, TensorBoard logs and, at the end, the model.
+        output: folder of the run: checkpoints, TensorBoard logs, `curve.json` and, at the end, the model.
         optimizer, data: the parts.
         stages: one after another, under one learning-rate schedule.
         seed: of everything.
@@ -107,47 +104,25 @@ def run_stages(
     optimizer = build_optimizer(objective, config.optimizer, plain=("conv_in", "conv_out"))
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = WeightAverage(model, config.average)
-    start = 0
-    if (checkpoint := latest_checkpoint(config.output)) is not None:
-        start = load_checkpoint(checkpoint, model, optimizer, average)["step"]
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = [
         clip_batches(replace(config.data, frames=stage.frames), stage.batch, config.seed, rank=rank, world=world)
         for stage in config.stages
     ]
-    with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
-        for step in range(start, config.steps):
-            _freeze(model, average, config, step, fixed)
-            inputs = batches[config.stage_at(step)](step), *drawn(step, rank)
-            log.step(step, _step(accelerator, wrapped, optimizer, inputs, config, step))
-            average.update(model)
-            done = step + 1
-            if config.evaluate_every and done % config.evaluate_every == 0 and config.data.kind == "sprites":
-                log.report(done, measure(average.weights), prefix="heldout")
-            if config.checkpoint_every and done % config.checkpoint_every == 0 and accelerator.is_main_process:
-                save_checkpoint(config.output, done, model, optimizer, average)
+
+    def step(number: int) -> dict[str, float]:
+        _freeze(model, average, config, number, fixed)
+        inputs = batches[config.stage_at(number)](number), *drawn(number, rank)
+        loss, terms = wrapped(*(x.to(accelerator.device) if isinstance(x, Tensor) else x for x in inputs))
+        norm = descend(accelerator, loss, wrapped, optimizer, config.optimizer, step=number, steps=config.steps)
+        return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm}
+
+    def report() -> dict[str, float]:
+        return measure(average.weights) if config.data.kind == "sprites" else {}
+
+    run_steps(accelerator, config, model, optimizer, average, step=step, evaluate=report)
     accelerator.end_training()
     return accelerator, average.weights
-
-
-def _step(
-    accelerator: Accelerator,
-    objective: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    inputs: Sequence,
-    config: StagedTraining,
-    step: int,
-) -> dict[str, float]:
-    moved = [x.to(accelerator.device) if isinstance(x, Tensor) else x for x in inputs]
-    loss, terms = objective(*moved)
-    accelerator.backward(loss)
-    settings = config.optimizer
-    norm = accelerator.clip_grad_norm_(objective.parameters(), settings.clip) if settings.clip else torch.tensor(0.0)
-    share = schedule(step, config.steps, warmup=settings.warmup, final=settings.final)
-    optimizer.optimizer.set_learning_rate(share)
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}, "gradient": norm.item()}
 
 
 def _freeze(model: nn.Module, average: WeightAverage, config: StagedTraining, step: int, fixed: Sequence[str]) -> None:
