@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from videoar_kernels import range_attention
 from videoar_kernels.triton import attention_plan
 
 
@@ -32,3 +33,16 @@ class NamedGpu:
         arrays = (mask.batch_ptr, mask.q_ranges, mask.key_ptr, mask.key_ranges)
         device = torch.device("cuda", 0)
         return attention_plan.block_plan(arrays, mask.q_len, mask.k_len, tile, block, device, by_key=by_key)
+
+    def attention(self, q, k, v, mask=None, **options):
+        """`range_attention` that plans its mask as a GPU would."""
+        if mask is not None:
+            self.plan(mask)
+        return range_attention(q, k, v, mask, **options)
+
+    def run_and_capture(self, key, step) -> None:
+        """Runs a step, then once more as if a graph was captured."""
+        step()
+        self.capturing = True
+        step()
+        self.capturing = False

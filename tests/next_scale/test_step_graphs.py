@@ -13,7 +13,6 @@ from videoar.next_scale import transformer as next_scale_transformer
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.sampling import FrameDecoder, decode_frames, decoding_cache
 from videoar.step_graphs import OPERATORS, CudaGraphs
-from videoar_kernels import range_attention
 
 FRAMES = 4
 CLIPS = [(0, [5, 6]), (1, [7, 2**64 - 1]), (0, [7, 8])]  # (prompts, seeds)
@@ -126,21 +125,9 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
 @pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])
 def test_a_step_asks_for_no_new_mask_when_it_is_captured(window: int | None, monkeypatch):
     gpu = NamedGpu(monkeypatch)
-
-    def attention(q, k, v, mask=None, **options):
-        if mask is not None:
-            gpu.plan(mask)
-        return range_attention(q, k, v, mask, **options)
-
-    def run_and_capture(key, step):
-        step()
-        gpu.capturing = True
-        step()
-        gpu.capturing = False
-
-    monkeypatch.setattr(next_scale_transformer, "range_attention", attention)
+    monkeypatch.setattr(next_scale_transformer, "range_attention", gpu.attention)
     config = sharp_config(window=window)
     text = prompts(config, 0)
-    decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES, run=run_and_capture)
+    decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES, run=gpu.run_and_capture)
     assert len(list(decoder.decode(text, seeds=[5, 6]))) == FRAMES
     assert gpu.made > FRAMES

@@ -16,7 +16,7 @@ from videoar.next_unit import SamplingOptions, UnitDecoder, cube, frame, sample_
 from videoar.next_unit import attention as next_unit_attention
 from videoar.next_unit.unit_cache import MOST_PLACES, ring_slots
 from videoar.step_graphs import CudaGraphs, KeptDecoders
-from videoar_kernels import _C, KVCache, range_attention
+from videoar_kernels import _C, KVCache
 from videoar_kernels.report import without_kernel
 
 SAMPLES = [(2, [5, 6]), (4, [7, 2**64 - 1]), (2, [7, 8])]  # (prompt, seeds)
@@ -151,21 +151,9 @@ def test_a_longer_text_is_refused():
 @pytest.mark.parametrize("shape", [{}, STREAM], ids=["clip", "stream"])
 def test_a_pass_asks_for_no_new_mask_when_it_is_captured(shape, monkeypatch):
     gpu = NamedGpu(monkeypatch)
-
-    def attention(q, k, v, mask=None, **options):
-        if mask is not None:
-            gpu.plan(mask)
-        return range_attention(q, k, v, mask, **options)
-
-    def run_and_capture(key, step):
-        step()
-        gpu.capturing = True
-        step()
-        gpu.capturing = False
-
-    monkeypatch.setattr(next_unit_attention, "range_attention", attention)
+    monkeypatch.setattr(next_unit_attention, "range_attention", gpu.attention)
     layout = cube().on(GRID)
-    decoder = UnitDecoder(sharp_backbone(CONFIG), prompt(CONFIG), layout, run=run_and_capture, **shape)
+    decoder = UnitDecoder(sharp_backbone(CONFIG), prompt(CONFIG), layout, run=gpu.run_and_capture, **shape)
     count = 3 * len(layout.units) if shape else len(layout.units)
     assert len(list(islice(decoder.decode(prompt(CONFIG), seeds=[1, 2]), count))) == count
     assert gpu.made >= len(layout.units)
