@@ -286,14 +286,16 @@ import sys
 sys.path.insert(0, {str(readme.ROOT / "benchmarks")!r})
 import resource, torch
 from allocator import keep_freed_memory
-kept, x = keep_freed_memory(), torch.zeros(1 << 24)
-for _ in range(8):  # the heap settles within a few calls
+kept, x, faults = keep_freed_memory(), torch.zeros(1 << 24), []
+for _ in range(33):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     x + 1
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(kept, sorted(faults)[16])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    kept, faults = done.stdout.split()
+    kept, median = done.stdout.split()
     if kept == "False":
         pytest.skip("malloc is not glibc's")
-    assert int(faults) < 100  # 16,384 with fresh pages
+    # The heap settles within about ten calls; with fresh pages every call has 16,384 faults.
+    assert int(median) < 100
