@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_sprites import tiny_sprites
 from typer.testing import CliRunner
 
 from videoar.cli import app
-from videoar.data.video import read_video, write_video
+from videoar.data.video import probe_video, read_video, write_video
 from videoar.next_scale.config import preset
 from videoar.next_scale.pipeline import SamplingDefaults, VideoPipeline
 from videoar.next_scale.transformer import NextScaleTransformer
+from videoar.next_unit import UnitPipeline
 from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.tokenizer import TokenizerConfig, VideoTokenizer
+from videoar_kernels import PackedLinear
 
 TOKENIZER = TokenizerConfig(
     bits=12,
@@ -40,6 +43,13 @@ def model(tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("model") / "tiny"
     pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unit_model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny_units"
+    tiny_sprites("frame").save_pretrained(folder)
     return folder
 
 
@@ -102,6 +112,51 @@ def test_generate_continues_a_video_of_another_size(model, tmp_path):
     assert len(read_video(tmp_path / "o.mp4").frames) == 17
 
 
+def test_generate_reads_a_model_of_paper_u(unit_model, tmp_path):
+    frames = {}
+    for name, rest in {"plain": (), "again": (), "units": ("--units", "cube(2, 2, 2)"), "seed": ("--seed", 1)}.items():
+        arguments = ("a red circle", "--model", unit_model, "-o", tmp_path / f"{name}.mp4", "--guidance", 2, *rest)
+        done = run("generate", *arguments)
+        assert done.exit_code == 0 and "13 frames in" in done.output, done.output
+        frames[name] = read_video(tmp_path / f"{name}.mp4").frames
+    assert frames["plain"].shape == (13, 64, 64, 3) and torch.equal(frames["plain"], frames["again"])
+    assert not torch.equal(frames["plain"], frames["units"]) and not torch.equal(frames["plain"], frames["seed"])
+
+
+def test_options_that_both_papers_know_reach_a_model_of_paper_u(unit_model, tmp_path, monkeypatch):
+    seen = []
+
+    def stream(self, prompts, **options):
+        seen.append((prompts, options, isinstance(self.transformer.head.head, PackedLinear)))
+        yield torch.zeros(1, 3, options["frames"], 64, 64)
+
+    monkeypatch.setattr(UnitPipeline, "stream", stream)
+    arguments = ("--frames", 6, "--seed", 4, "--guidance", 1.5, "--steps", 3, "--precision", "float32", "--fps", 4)
+    done = run("generate", "a purple circle", "--model", unit_model, "-o", tmp_path / "a.mp4", *arguments)
+    assert done.exit_code == 0 and "purple" in done.output, done.output
+    options = {"frames": 6, "seed": 4, "guidance": 1.5, "units": None, "steps": 3}
+    assert seen == [(["a purple circle"], options, True)]
+    assert probe_video(tmp_path / "a.mp4").fps == 4
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "paper"),
+    [
+        ("unit_model", ("--temperature", 0.5), "U"),
+        ("unit_model", ("--image", "a.png"), "U"),
+        ("unit_model", ("--video", "a.mp4", "--context-frames", 9), "U"),
+        ("model", ("--steps", 2, "--units", "frame"), "S"),
+    ],
+)
+def test_an_option_of_the_other_paper_is_named_and_leaves_no_file(folder, arguments, paper, tmp_path, request):
+    output = tmp_path / "out.mp4"
+    done = run("generate", "a red circle", "--model", request.getfixturevalue(folder), "-o", output, *arguments)
+    said = done.output.replace("\n", "")
+    assert done.exit_code == 1 and f"expected options of paper {paper}" in said and "Traceback" not in said
+    assert all(word in said.split(", got ")[1] for word in arguments if str(word).startswith("--"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,4 +198,25 @@ def test_evaluate_sprites_reports_every_figure_as_json(model, tmp_path):
 
 def test_info_lists_the_operators():
     done = run("info")
-    assert done.exit_code == 0 and "swiglu" in done.output and "Shipped model" in done.output
+    assert done.exit_code == 0 and "swiglu" in done.output and "Shipped models" in done.output
+
+
+def test_info_shows_a_model_of_either_paper(model, unit_model):
+    of_units, of_scales = run("info", unit_model).output, run("info", model).output
+    pipeline = UnitPipeline.from_pretrained(unit_model)
+    for name, part in (("transformer", pipeline.transformer), ("text", pipeline.conditioner)):
+        weights = sum(parameter.numel() for parameter in part.parameters()) / 1e6
+        (line,) = [line for line in of_units.splitlines() if line.split()[0] == name]
+        assert f" {weights:.2f} M weights " in line and line.endswith("F32")
+    assert "Model of paper U" in of_units and "13 frames of 64 x 64, 8 a second" in of_units
+    assert "frame on 4 x 4 x 4 tokens: 4 units of 16 tokens" in of_units and "method       renoise" in of_units
+    assert "Model of paper S" in of_scales and "17 frames of 64 x 64, 8 a second" in of_scales
+    assert "1x1, 2x2, 4x4: 21 tokens a latent frame" in of_scales and "tokenizer" in of_scales
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("nowhere",), "nowhere"), ((".", "--units"), "expected a model folder or --units")]
+)
+def test_info_names_a_mistake_in_one_line(arguments, message):
+    done = run("info", *arguments)
+    assert done.exit_code == 1 and message in done.output.replace("\n", "") and "Traceback" not in done.output

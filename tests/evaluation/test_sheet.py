@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videoar.data.sprites import sample_batch
+from videoar.data.sprites import SpriteConfig, sample_batch
 from videoar.evaluation.sheet import contact_sheet
 
 
@@ -25,6 +25,15 @@ def test_what_was_asked_and_seen_is_green_and_the_rest_red():
     for red, green, title in ((False, True, right), (True, True, wrong)):
         assert (title == (190, 30, 30)).all(-1).any() == red
         assert (title == (20, 120, 50)).all(-1).any() == green
+
+
+def test_sprites_that_leave_and_enter_again_are_measured_as_such():
+    batch = sample_batch(8, seed=0, config=SpriteConfig(wrap=True))
+    reds = [
+        (np.asarray(contact_sheet(batch.video, batch.captions, wrap=wrap)) == (190, 30, 30)).all(-1).sum()
+        for wrap in (True, False)
+    ]
+    assert reds[0] == 0 < reds[1]
 
 
 def test_clips_of_different_length_and_other_captions_go_together():

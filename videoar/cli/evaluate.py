@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from videoar.cli.errors import console, readable_errors
+from videoar.cli.options import Model, Report, SampleSeed, Sheet
 
 evaluate_app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 
@@ -20,16 +20,16 @@ def _group() -> None:
 
 @evaluate_app.command()
 def sprites(
-    model: Annotated[Path | None, typer.Option(help="Model folder; the shipped one if not given.")] = None,
+    model: Model = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts to generate.")] = 256,
     clips: Annotated[int, typer.Option(help="Held-out clips for the tokenizer, the losses and image-to-video.")] = 256,
     guidance: Annotated[
         float | None, typer.Option(help="Constant guidance; the model's schedule if not given.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the bits; the model's own if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Also draw 12 samples as PNG.")] = None,
+    seed: SampleSeed = 0,
+    report: Report = None,
+    sheet: Sheet = None,
 ) -> None:
     """Tokenizer gates, use of the caption, prompt adherence with its control, and image-to-video."""
     from videoar.data.pixels import to_uint8

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from videoar.cli.errors import console, readable_errors
-
-Model = Annotated[Path | None, typer.Option(help="Model folder; the shipped one if not given.")]
-Report = Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")]
-Steps = Annotated[int | None, typer.Option(help="Passes a unit before the clean one; the model's if not given.")]
-Guidance = Annotated[float | None, typer.Option(help="Strength of the prompt; the model's if not given.")]
-Units = Annotated[str | None, typer.Option(help='Units, such as "cube(2, 2, 2)"; the model\'s if not given.')]
-Threads = Annotated[int | None, typer.Option(help="Threads of PyTorch; as they are set if not given.")]
-
-
-def load_units(model: Path | None, threads: int | None = None):
-    """The pipeline of a folder or the shipped one, and the folder."""
-    import torch
-
-    from videoar.next_unit.pipeline import UnitPipeline
-    from videoar.next_unit.shipped import shipped_units
-
-    folder = model or shipped_units()
-    if folder is None:
-        raise ValueError("expected --model, because this installation ships no model of next-unit prediction")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return UnitPipeline.from_pretrained(folder), folder
+from videoar.cli.models import load_units
+from videoar.cli.options import Context, Guidance, Model, Plot, Report, SampleSeed, Sheet, Sink, Steps, Threads, Units
 
 
 def units(
@@ -39,15 +18,15 @@ def units(
     guidance: Guidance = None,
     units: Units = None,
     method: Annotated[str | None, typer.Option(help="renoise or euler; the model's if not given.")] = None,
-    window: Annotated[int | None, typer.Option(help="Units before its own that a unit sees.")] = None,
+    window: Context = None,
     reference: Annotated[int, typer.Option(help="Real clips that the Frechet distance is to.")] = 1024,
     timed: Annotated[int, typer.Option(help="Clips generated one by one for the time.")] = 5,
     batch: Annotated[int, typer.Option(help="Clips at a time.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
+    seed: SampleSeed = 0,
     threads: Threads = None,
     name: Annotated[str | None, typer.Option(help="Of the row in a table; the units if not given.")] = None,
     report: Report = None,
-    sheet: Annotated[Path | None, typer.Option(help="Also draw 12 samples as PNG.")] = None,
+    sheet: Sheet = None,
 ) -> None:
     """Prompt adherence with its control, Frechet distance with its floors, and seconds a clip."""
     from videoar.evaluation.adherence import generated, heldout_prompts
@@ -68,12 +47,8 @@ def units(
             write_json(report, figures)
         if sheet is not None:
             captions = heldout_prompts(12, seed)
-            contact_sheet(generated(pipeline, captions, seed=seed, **options), captions, sheet)
-
-
-Context = Annotated[int | None, typer.Option(help="Units before its own that a unit sees; the model's if not given.")]
-Sink = Annotated[int | None, typer.Option(help="First units that every unit sees besides.")]
-Plot = Annotated[Path | None, typer.Option(help="Also draw it as PNG; needs matplotlib.")]
+            videos = generated(pipeline, captions, seed=seed, **options)
+            contact_sheet(videos, captions, sheet, wrap=pipeline.defaults.wrap)
 
 
 def long_stream(
@@ -85,7 +60,7 @@ def long_stream(
     steps: Steps = None,
     guidance: Guidance = None,
     units: Units = None,
-    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
+    seed: SampleSeed = 0,
     threads: Threads = None,
     report: Report = None,
     plot: Plot = None,
@@ -132,7 +107,7 @@ def switch(
     steps: Steps = None,
     guidance: Guidance = None,
     units: Units = None,
-    seed: Annotated[int, typer.Option(help="Of prompts and samples.")] = 0,
+    seed: SampleSeed = 0,
     threads: Threads = None,
     report: Report = None,
     plot: Plot = None,

@@ -1,4 +1,4 @@
-"""`videoar info`: what is built and what would run, and pictures of paper U's units."""
+"""`videoar info`: what is built and what would run, what a model folder holds, and pictures of paper U's units."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from videoar.cli.errors import readable_errors
+from videoar.cli.model_summary import model_summary
 
 # Small enough for a terminal, and not divided by all the sizes below.
 GRID, SHOWN = "4x5x6", ("frame", "key_detail(2)", "cube(2, 2, 2)", "multiscale(1x1, 2x2, 3x4)")
 
 
 def info(
+    model: Annotated[Path | None, typer.Argument(help="A model folder of either paper, to show that instead.")] = None,
     units: Annotated[bool, typer.Option("--units", help="Show paper U's units on a small grid instead.")] = False,
     grid: Annotated[str, typer.Option(help="With --units: the latent grid T x H x W, in tokens.")] = GRID,
     scheme: Annotated[
@@ -23,18 +25,26 @@ def info(
         Path | None, typer.Option("--png", help="With --units: also write a picture with the masks.")
     ] = None,
 ) -> None:
-    """Show what is built, what would run for each operator, and where the shipped model is."""
+    """Show what is built, what would run for each operator, and where the shipped models are."""
     with readable_errors():
+        if units and model:
+            raise ValueError("info: expected a model folder or --units, got both")
         if units:
             _show_units(grid, scheme or list(SHOWN), png)
             return
         if scheme or png or grid != GRID:
             raise ValueError("info: expected --grid, --scheme and --png only with --units")
+        if model:
+            typer.echo(model_summary(model))
+            return
     import videoar_kernels
     from videoar.next_scale.shipped import shipped_model
+    from videoar.next_unit.shipped import shipped_units
 
     typer.echo(videoar_kernels.info())
-    typer.echo(f"Shipped model\n  {shipped_model() or 'none in this installation'}")
+    typer.echo("Shipped models")
+    for paper, folder in (("S", shipped_model()), ("U", shipped_units())):
+        typer.echo(f"  paper {paper}  {folder or 'none in this installation'}")
 
 
 def _show_units(grid: str, schemes: list[str], png: Path | None) -> None:

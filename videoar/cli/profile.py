@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from videoar.cli.errors import console, readable_errors
-from videoar.cli.generate import Precision
+from videoar.cli.models import holds_units
+from videoar.cli.options import Precision
 
 
 class Dtype(StrEnum):
@@ -117,7 +118,7 @@ def profile(
         if once and rounds is not None:
             raise ValueError("profile: expected --once or --rounds, got both")
         only_in_u = preset in SHAPES and preset not in PRESETS
-        of_u = units is not None or steps is not None or only_in_u or (model and (model / "autoencoder").is_dir())
+        of_u = units is not None or steps is not None or only_in_u or (model and holds_units(model))
         if of_u and scales:
             raise ValueError("profile: expected --scales only for paper S")
         sizes = {"shape": parse_shape(shape) if shape else None}

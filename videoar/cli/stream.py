@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 from videoar.cli.errors import console, readable_errors
-from videoar.cli.evaluate_units import Guidance, Model, Steps, Units, load_units
-from videoar.cli.generate import Precision
+from videoar.cli.models import load_units
+from videoar.cli.options import Context, FrameRate, Guidance, Model, Output, Packed, Seed, Sink, Steps, Units
 
 
 class StreamCommand(TyperCommand):
@@ -30,16 +30,14 @@ class StreamCommand(TyperCommand):
 
 def stream(
     prompt: Annotated[str, typer.Argument(help='For the shipped model: "a red circle moving up-left slowly".')] = "",
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .mp4 or .gif.")] = Path("out.mp4"),
+    output: Output = Path("out.mp4"),
     seconds: Annotated[float, typer.Option(help="Length of the video.")] = 8.0,
     at: Annotated[
         list[str] | None,
         typer.Option("--at", metavar="SECONDS PROMPT", help="Another prompt from a time on; may be repeated."),
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Units before its own that a unit sees; the model's if not given.")
-    ] = None,
-    sink: Annotated[int | None, typer.Option(help="First units that every unit sees besides.")] = None,
+    context: Context = None,
+    sink: Sink = None,
     history: Annotated[
         int | None, typer.Option(help="Units computed anew at another prompt; those of the context if not given.")
     ] = None,
@@ -47,12 +45,9 @@ def stream(
     units: Units = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(help="Pack the transformer's weights for speed: bf16, or float32. As they are if not given."),
-    ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frame rate of the file; the model's if not given.")] = None,
+    seed: Seed = 0,
+    precision: Packed = None,
+    fps: FrameRate = None,
 ) -> None:
     """Stream a video of any length on bounded memory; the prompt may change on the way."""
     from rich.progress import Progress, TextColumn

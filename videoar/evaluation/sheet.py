@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from videoar.data.captions import Attributes, parse_caption
-from videoar.data.measure import measure
+from videoar.data.measure import measure_batch
 
 _PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (40, 40, 40), (20, 120, 50), (190, 30, 30)
 _GAP = 2  # pixels between frames
@@ -25,11 +25,12 @@ def contact_sheet(
     *,
     columns: int = 9,
     zoom: int | None = None,
+    wrap: bool = False,
 ) -> Image.Image:
     """Draw clips on one picture.
 
-    Above a row stands its caption and, if that is one of the built-in sprites', what `measure` finds in the clip: in
-    green where it is what was asked, in red where not.
+    Above a row stands its caption and, if that is one of the built-in sprites', what `measure_batch` finds in the
+    clip: in green where it is what was asked, in red where not.
 
     Args:
         videos: B clips (T, H, W, 3) uint8; they may differ in length and size.
@@ -37,6 +38,7 @@ def contact_sheet(
         path: where to write the picture (PNG), if anywhere.
         columns: frames shown of each clip, the first, the last and evenly between; all if it has no more.
         zoom: how much larger pixels are drawn; None makes a frame about 96 pixels high.
+        wrap: sprites on a torus are measured as such.
 
     Returns:
         The picture.
@@ -51,7 +53,7 @@ def contact_sheet(
             f"contact_sheet: expected a caption for each of 1 or more clips, got {len(captions)} for {len(clips)}"
         )
     rows = [
-        _row(clip, caption, columns, zoom or max(1, round(96 / clip.shape[1])))
+        _row(clip, caption, columns, zoom or max(1, round(96 / clip.shape[1])), wrap)
         for clip, caption in zip(clips, captions, strict=True)
     ]
     width, height = max(row.width for row in rows), sum(row.height for row in rows)
@@ -65,11 +67,11 @@ def contact_sheet(
     return sheet
 
 
-def _row(clip: Tensor, caption: str, columns: int, zoom: int) -> Image.Image:
+def _row(clip: Tensor, caption: str, columns: int, zoom: int, wrap: bool) -> Image.Image:
     frames, height, width, _ = clip.shape
     shown = sorted({round(i * (frames - 1) / max(columns - 1, 1)) for i in range(columns)})
     step = width * zoom + _GAP
-    title, font = _title(clip, caption), ImageFont.load_default(11)
+    title, font = _title(clip, caption, wrap), ImageFont.load_default(11)
     written = sum(font.getlength(text + " ") for text, _ in title)
     row = Image.new("RGB", (max(len(shown) * step, int(written) + 4), _LINE + height * zoom + _GAP), _PAPER)
     draw = ImageDraw.Draw(row)
@@ -84,12 +86,12 @@ def _row(clip: Tensor, caption: str, columns: int, zoom: int) -> Image.Image:
     return row
 
 
-def _title(clip: Tensor, caption: str) -> list[tuple[str, tuple[int, int, int]]]:
+def _title(clip: Tensor, caption: str, wrap: bool) -> list[tuple[str, tuple[int, int, int]]]:
     try:
         wanted = parse_caption(caption)
     except ValueError:
         return [(caption, _INK)]
-    seen = measure(clip)
+    seen = measure_batch(clip[None], wrap=wrap)[0].attributes
     words = [
         (getattr(seen, name) or f"no {name}", _RIGHT if getattr(seen, name) == getattr(wanted, name) else _WRONG)
         for name in Attributes._fields

@@ -100,6 +100,11 @@ class VideoPipeline:
         return self.transformer.start.device
 
     @property
+    def frames(self) -> int:
+        """Pixel frames of one clip."""
+        return self.defaults.frames
+
+    @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         height, width = self.transformer.config.scales[-1]

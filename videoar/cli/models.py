@@ -1,0 +1,38 @@
+"""Which model a command works with: a folder of either paper, or one that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from videoar.next_scale.pipeline import VideoPipeline
+    from videoar.next_unit.pipeline import UnitPipeline
+
+
+def holds_units(folder: Path) -> bool:
+    """Whether a model folder is paper U's, which alone has an autoencoder."""
+    return (folder / "autoencoder").is_dir()
+
+
+def load_pipeline(folder: Path) -> VideoPipeline | UnitPipeline:
+    """The pipeline of a folder of either paper."""
+    from videoar.next_scale.pipeline import VideoPipeline
+    from videoar.next_unit.pipeline import UnitPipeline
+
+    return (UnitPipeline if holds_units(folder) else VideoPipeline).from_pretrained(folder)
+
+
+def load_units(model: Path | None, threads: int | None = None) -> tuple[UnitPipeline, Path]:
+    """Paper U's pipeline of a folder or the shipped one, and the folder."""
+    import torch
+
+    from videoar.next_unit.pipeline import UnitPipeline
+    from videoar.next_unit.shipped import shipped_units
+
+    folder = model or shipped_units()
+    if folder is None:
+        raise ValueError("expected --model, because this installation ships no model of next-unit prediction")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return UnitPipeline.from_pretrained(folder), folder
