@@ -25,6 +25,7 @@ build: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/.ready)
 
 demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
+	PYTHONPATH=. $(PYTHON) examples/stream.py
 
 # The CUDA kernels are tested as C++; where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
 EMULATED = $(shell grep -qs avx2 /proc/cpuinfo && ! grep -qs avx512_bf16 /proc/cpuinfo && echo emulate)
