@@ -8,7 +8,20 @@ import typer
 
 from videoar.cli.errors import console, readable_errors
 from videoar.cli.models import load_units
-from videoar.cli.options import Context, Guidance, Model, Plot, Report, SampleSeed, Sheet, Sink, Steps, Threads, Units
+from videoar.cli.options import (
+    Context,
+    Guidance,
+    History,
+    Model,
+    Plot,
+    Report,
+    SampleSeed,
+    Sheet,
+    Sink,
+    Steps,
+    Threads,
+    Units,
+)
 
 
 def units(
@@ -77,11 +90,10 @@ def long_stream(
         options = {"window": context, "sink": sink, "steps": steps, "guidance": guidance, "units": units}
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("streaming", total=frames)
-
-            def told(done: int) -> None:
-                progress.update(task, completed=done)
-
-            found = stream_report(pipeline, frames=frames, streams=streams, seed=seed, progress=told, **options)
+            sizes = {"frames": frames, "streams": streams}
+            found = stream_report(
+                pipeline, seed=seed, progress=lambda done: progress.update(task, completed=done), **sizes, **options
+            )
         figures = {"model": str(folder), "seed": seed, **found.to_dict()}
         memory = ", ".join(f"{count / 2**20:.0f} MiB after {frame}" for frame, count in found.memory.items())
         typer.echo(f"{found.frames} frames of {found.streams} streams, {found.frames_per_second:.1f} frames/s in all")
@@ -103,7 +115,7 @@ def switch(
     contexts: Annotated[int, typer.Option(help="Context lengths that are watched after it.")] = 3,
     context: Context = None,
     sink: Sink = None,
-    history: Annotated[int | None, typer.Option(help="Units computed anew; those of the context if not given.")] = None,
+    history: History = None,
     steps: Steps = None,
     guidance: Guidance = None,
     units: Units = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from videoar.cli.errors import console, readable_errors
-from videoar.cli.models import holds_units, load_pipeline
+from videoar.cli.models import holds_units, load_pipeline, prepare
 from videoar.cli.options import FrameRate, Guidance, Output, Packed, Seed, Steps, Units
 
 
@@ -54,11 +54,7 @@ def generate(
             raise ValueError("generate: expected --model, because this installation ships no model")
         _refuse(folder, of_scales if holds_units(folder) else of_units)
         pipeline = load_pipeline(folder)
-        if precision is not None:
-            pipeline.pack(precision.dtype)
-        unknown = getattr(pipeline.conditioner, "unknown", lambda _: [])(prompt)
-        if unknown:
-            console.print(f"[yellow]the model does not know:[/yellow] {', '.join(unknown)}", highlight=False)
+        prepare(pipeline, precision, prompt)
         options = of_units
         if not holds_units(folder):
             options = {"video": _given(pipeline, image, video, context_frames), "temperature": temperature}

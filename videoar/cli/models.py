@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videoar.cli.errors import console
+from videoar.cli.options import Precision
+
 if TYPE_CHECKING:
     from videoar.next_scale.pipeline import VideoPipeline
     from videoar.next_unit.pipeline import UnitPipeline
@@ -36,3 +39,12 @@ def load_units(model: Path | None, threads: int | None = None) -> tuple[UnitPipe
     if threads is not None:
         torch.set_num_threads(threads)
     return UnitPipeline.from_pretrained(folder), folder
+
+
+def prepare(pipeline: VideoPipeline | UnitPipeline, precision: Precision | None, *prompts: str) -> None:
+    """Packs the transformer where a precision is asked for, and tells the words that the model does not know."""
+    if precision is not None:
+        pipeline.pack(precision.dtype)
+    unknown = getattr(pipeline.conditioner, "unknown", lambda _: [])
+    if words := [word for prompt in prompts for word in unknown(prompt)]:
+        console.print(f"[yellow]the model does not know:[/yellow] {', '.join(words)}", highlight=False)

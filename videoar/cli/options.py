@@ -36,6 +36,9 @@ Guidance = Annotated[float | None, typer.Option(help="Strength of the prompt; th
 Units = Annotated[str | None, typer.Option(help='Units, such as "cube(2, 2, 2)"; the model\'s if not given.')]
 Context = Annotated[int | None, typer.Option(help="Units before its own that a unit sees; the model's if not given.")]
 Sink = Annotated[int | None, typer.Option(help="First units that every unit sees besides.")]
+History = Annotated[
+    int | None, typer.Option(help="Units computed anew at another prompt; those of the context if not given.")
+]
 
 SampleSeed = Annotated[int, typer.Option(help="Of prompts and samples.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of PyTorch; as they are set if not given.")]

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 from videoar.cli.errors import console, readable_errors
-from videoar.cli.models import load_units
-from videoar.cli.options import Context, FrameRate, Guidance, Model, Output, Packed, Seed, Sink, Steps, Units
+from videoar.cli.models import load_units, prepare
+from videoar.cli.options import Context, FrameRate, Guidance, History, Model, Output, Packed, Seed, Sink, Steps, Units
 
 
 class StreamCommand(TyperCommand):
@@ -38,9 +38,7 @@ def stream(
     ] = None,
     context: Context = None,
     sink: Sink = None,
-    history: Annotated[
-        int | None, typer.Option(help="Units computed anew at another prompt; those of the context if not given.")
-    ] = None,
+    history: History = None,
     model: Model = None,
     units: Units = None,
     steps: Steps = None,
@@ -59,11 +57,7 @@ def stream(
         pipeline, _ = load_units(model)
         options = {"units": units, "steps": steps, "guidance": guidance, "window": context, "sink": sink}
         pipeline = pipeline.with_options(**options, history=history, fps=fps)
-        if precision is not None:
-            pipeline.pack(precision.dtype)
-        unknown = getattr(pipeline.conditioner, "unknown", lambda _: [])
-        if words := [word for said in (prompt, *switches.values()) for word in unknown(said)]:
-            console.print(f"[yellow]the model does not know:[/yellow] {', '.join(words)}", highlight=False)
+        prepare(pipeline, precision, prompt, *switches.values())
         frames = round(seconds * pipeline.defaults.fps)
         if frames < 1:
             raise ValueError(f"stream: expected --seconds for at least one frame, got {seconds}")

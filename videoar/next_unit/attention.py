@@ -17,6 +17,13 @@ from videoar_kernels import KVCache, RangeMask, adaln_norm, qk_norm_rope, range_
 Attend = Callable[["Attention", Tensor, Tensor, Tensor], Tensor]
 
 
+class TextKeys(NamedTuple):
+    """What a prompt's cross-attention reads: keys and values (B, H, text_len, D) of every layer."""
+
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+
+
 class Weight(nn.RMSNorm):
     """The gain of an RMS norm over the full width, under the name that Wan's checkpoints have."""
 

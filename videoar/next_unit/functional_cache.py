@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videoar.next_unit.attention import Attend, Attention
+from videoar.next_unit.attention import Attend, Attention, TextKeys
 from videoar.next_unit.layout import UnitLayout
-from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
+from videoar.next_unit.transformer import NextUnitTransformer
 from videoar_kernels import RangeMask, range_attention
 
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from videoar.next_unit.attention import TextKeys
 from videoar.next_unit.flow import add_noise, clean_from
 from videoar.next_unit.functional_cache import FunctionalCache, UnitPass, run_units
 from videoar.next_unit.layout import UnitLayout
-from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
+from videoar.next_unit.transformer import NextUnitTransformer
 
 
 class Rollout(NamedTuple):

@@ -12,12 +12,13 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from videoar.next_unit.attention import TextKeys
 from videoar.next_unit.denoising import SampledUnit, SamplingOptions, unit_noise
 from videoar.next_unit.flow import add_noise, clean_from, sampling_levels
 from videoar.next_unit.latents import from_sequence
 from videoar.next_unit.layout import UnitLayout
 from videoar.next_unit.prompt_switch import CleanUnits
-from videoar.next_unit.transformer import NextUnitTransformer, TextKeys
+from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.observer import UNOBSERVED, Observer
 from videoar.step_graphs import StepRunner, run_eagerly
 

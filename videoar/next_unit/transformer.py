@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +15,13 @@ from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
 from videoar.model_folder import load_model_folder, save_model_folder
-from videoar.next_unit.attention import CachedUnit, UnitReader, WholeSequence
+from videoar.next_unit.attention import CachedUnit, TextKeys, UnitReader, WholeSequence
 from videoar.next_unit.blocks import Block, Head
 from videoar.next_unit.config import BackboneConfig
 from videoar.next_unit.layout import UnitLayout
 from videoar.next_unit.modulation import timestep_sinusoid, unit_runs
 from videoar.next_unit.unit_cache import UnitCache
 from videoar_kernels import PackedLinear, RangeMask
-
-
-class TextKeys(NamedTuple):
-    """What a prompt's cross-attention reads: keys and values (B, H, text_len, D) of every layer."""
-
-    k: tuple[Tensor, ...]
-    v: tuple[Tensor, ...]
 
 
 class NextUnitTransformer(nn.Module):

@@ -1,0 +1,96 @@
+"""The gradient of Symmetric DMD: as it is written, guided, at the levels of the paper, and towards the teacher."""
+
+from __future__ import annotations
+
+import torch
+from sharp_backbone import distance, draw
+from torch import Tensor
+
+from videoar.next_unit import NextUnitTransformer, cube, preset
+from videoar.next_unit.flow import sampling_levels
+from videoar.training.optimizer import OptimizerConfig
+from videoar.training.score_difference import guided_clean, matching_loss, score_gradient
+from videoar.training.unit_dmd import DmdTraining, build_optimizers
+from videoar.training.unit_dmd_objective import CRITICS, Prompts, SymmetricDmd, draw_judged
+
+
+def test_the_gradient_is_the_written_one():
+    generated, real, one, other = (draw(seed, 3, 4, 5) for seed in range(4))
+    found = score_gradient(generated, real, [one, other])
+    for sample in range(3):
+        size = sum(abs(float(x)) for x in (generated[sample] - real[sample]).flatten()) / 20
+        expected = ((one[sample] + other[sample]) / 2 - real[sample]) / size
+        torch.testing.assert_close(found[sample], expected)
+    generated.requires_grad_()
+    matching_loss(generated, found).backward()
+    torch.testing.assert_close(generated.grad, found / generated.numel())
+
+
+def test_a_clip_that_the_teacher_would_not_change_has_a_finite_gradient():
+    clip = draw(0, 2, 3, 4)
+    assert torch.equal(score_gradient(clip, clip, [clip]), torch.zeros_like(clip))
+
+
+class Gaussian(torch.nn.Module):
+    """The exact flow of clips that are N(mean, deviation^2); without a prompt the mean is 0."""
+
+    def __init__(self, mean: float, deviation: float = 0.5) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, layout, *, direction: str) -> Tensor:
+        assert direction == "full"
+        level = (timesteps / 1000)[:, None, None].to(noisy)
+        mean = self.mean * (text.abs().amax((1, 2), keepdim=True) > 0)
+        variance = ((1 - level) * self.deviation) ** 2 + level**2
+        clean = mean + (1 - level) * self.deviation**2 / variance * (noisy - (1 - level) * mean)
+        return (noisy - clean) / level
+
+
+def test_guidance_is_uncond_plus_scale_times_the_difference():
+    noisy, levels = draw(0, 3, 4, 5), torch.tensor([0.3, 0.5, 0.9], dtype=torch.float64)
+    text, none = torch.ones(3, 2, 6), torch.zeros(1, 2, 6)
+    found = [guided_clean(Gaussian(2.0), noisy, levels, text, none, None, scale) for scale in (0.0, 1.0, 4.0)]
+    torch.testing.assert_close(found[2], found[0] + 4 * (found[1] - found[0]))
+    plain = guided_clean(Gaussian(0.0), noisy, levels, text, none, None, 1.0)
+    assert distance(found[0], plain) < 1e-12 < 1e-2 < distance(found[1], plain)
+
+
+def toy(critics: str) -> SymmetricDmd:
+    """One token of two numbers; the generator starts as N(0, 1)."""
+    shape = preset("tiny", width=16, depth=1, heads=1, ffn_width=32, channels=2, freq_dim=16, patch=(1, 1, 1))
+    torch.manual_seed(0)
+    parts = {way: NextUnitTransformer(shape) for way in CRITICS[critics]}
+    return SymmetricDmd(NextUnitTransformer(shape), parts, cube(1, 1, 1).on((1, 1, 1)), sampling_levels(1))
+
+
+def distilled_mean(teacher: Gaussian, critics: str = "full", steps: int = 50, batch: int = 32) -> float:
+    """The mean of what the toy generates after some steps."""
+    objective = toy(critics)
+    how = OptimizerConfig("adamw", 1e-2, betas=(0.0, 0.999))
+    optimizer = build_optimizers(DmdTraining(generator=how, critic=how), objective)
+    optimizer.set_learning_rate(1.0)
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(torch.ones(batch, 1, 24), torch.zeros(1, 1, 24))
+    for _ in range(steps):
+        for kind in ("critic", "generator"):
+            noise = torch.randn(1, batch, 1, 2, generator=generator)
+            judged = draw_judged(batch, objective.layout, 2, 3.0, generator)
+            made = objective.clips(prompts, noise) if kind == "critic" else objective.roll_out(prompts, noise)
+            objective(made, prompts, judged, teacher)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    noise = torch.randn(1, 512, 1, 2, generator=generator)
+    return float(objective.clips(Prompts(torch.ones(512, 1, 24), prompts.uncond), noise).mean())
+
+
+def test_the_generator_moves_to_where_the_teacher_is():
+    moved, stays = distilled_mean(Gaussian(2.0)), distilled_mean(Gaussian(0.0, deviation=1.0))
+    assert moved > 1.2 and abs(stays) < 0.4, (moved, stays)
+
+
+def test_levels_are_clamped_shifted_and_one_a_clip():
+    layout = cube().on((3, 2, 2))
+    levels = draw_judged(1000, layout, 3, 5.0, torch.Generator().manual_seed(0)).levels
+    assert levels.shape == (1000,) and levels.min() == 0.02 and levels.max() == 0.98
+    assert abs(float((levels < 5 / 6).double().mean()) - 0.5) < 2e-3  # 5 u / (1 + 4 u) at u = 1/2
