@@ -94,5 +94,6 @@ def test_the_demo_shows_what_was_asked(run, tmp_path):
 
 @pytest.mark.skipif(shipped_units() is None, reason="no model of paper U is shipped")
 def test_the_shipped_model_follows_the_switch(run, tmp_path):
-    first, before, then, _, later = table(run("stream.py"))
-    assert before[:2] == first[:2] and later[:2] == then[:2]
+    asked, before, then, _, later = table(run("stream.py"))
+    assert before[:2] == asked[:2] and later[:2] == then[:2]
+    assert (tmp_path / "stream.mp4").exists() and (tmp_path / "stream.png").exists()
