@@ -207,3 +207,10 @@ def test_frames_with_levels_of_their_own_are_the_share_asked_for_and_stay_in_the
     assert (other - same).abs() > 1e-3
     with pytest.raises(ValueError, match="not a whole clip, got frame"):
         small_objective(frame(), frame_levels=0.5)
+
+
+def test_a_teacher_of_levels_is_not_sampled_level_by_level(autoencoder: Path, run: Path, tmp_path: Path):
+    changes = {"start": str(run / "model"), "units": "multiscale(1x1)", "steps": 1, "evaluate_every": 1, "prompts": 2}
+    train(TeacherTraining(**tiny(autoencoder, tmp_path, **changes)))
+    (point,) = read_json(tmp_path / "curve.json")["points"]
+    assert "loss_right" in point and "colour" not in point

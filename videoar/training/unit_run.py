@@ -159,7 +159,8 @@ def train_units(config: UnitTraining, *, causal: bool) -> Path:
             return {}
         judged = averaged(config, autoencoder, average, causal=causal).to(accelerator.device)
         losses = {f"loss_{name}": x for name, x in caption_losses(judged, heldout, config.noise)._asdict().items()}
-        if not config.prompts:
+        several = len(clip_layout(config, autoencoder, judged.transformer.config.patch).units) > 1
+        if not config.prompts or (several and not causal):  # who knows units only together cannot take them in turn
             return losses
         return losses | measured_adherence(pipeline(config, autoencoder, judged), config.prompts, wrap=config.data.wrap)
 
