@@ -43,11 +43,13 @@ def test_options_reach_the_stream(model, tmp_path, monkeypatch):
         yield torch.zeros(1, 3, options["frames"], 64, 64)
 
     monkeypatch.setattr(UnitPipeline, "stream", stream)
-    arguments = ["--at", 1.5, OTHER, "--context", 5, "--sink", 2, "--history", 9, "--seed", 4, "--at", f"2 {PROMPT}"]
+    arguments = ["--at", 1.5, OTHER, "--context", 5, "--sink", 2, "--history", 9, "--seed", 4, f"--at=2 {PROMPT}"]
+    arguments += ["--at=2.25", OTHER, "--at", f"2.4 {PROMPT}"]
     rest = ["--units", "cube(2,2,2)", "--steps", 3, "--guidance", 1.5, "--fps", 4, "--seconds", 2.5]
     done = run(PROMPT, "--model", model, "-o", tmp_path / "a.mp4", *arguments, *rest)
     ((prompts, defaults, options),) = seen
-    assert prompts == [PROMPT] and options == {"frames": 10, "seed": 4, "switches": {1.5: OTHER, 2.0: PROMPT}}
+    switches = {1.5: OTHER, 2.0: PROMPT, 2.25: OTHER, 2.4: PROMPT}
+    assert prompts == [PROMPT] and options == {"frames": 10, "seed": 4, "switches": switches}
     assert (defaults.window, defaults.sink, defaults.history, defaults.steps) == (5, 2, 9, 3)
     assert (defaults.units, defaults.guidance, defaults.fps) == ("cube(2, 2, 2)", 1.5, 4.0)
     assert done.exit_code == 0, done.output
@@ -80,9 +82,22 @@ def test_the_file_appears_when_the_stream_has_ended(model, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--seconds", 0), "at least one frame"),
-        (("--at", "soon", OTHER), "expected --at SECONDS PROMPT, got"),
-        (("--at", "0", OTHER), "expected switches after 0 s"),
+        (("--seconds", 0), "expected --seconds above 0, got 0.0"),
+        (("--seconds", "inf"), "expected --seconds above 0, got inf"),
+        (("--seconds", "nan"), "expected --seconds above 0, got nan"),
+        (("--seconds", 0.01), "at least one frame"),
+        (("--at", "soon", OTHER), "expected --at SECONDS PROMPT, got 'soon a blue star"),
+        (("--at", "nan", OTHER), "expected --at SECONDS PROMPT, got 'nan"),
+        (("--at", "soon", "--seed", 1), "expected --at SECONDS PROMPT, got 'soon'"),
+        (("--at", 1, "--seed", 1), "expected --at SECONDS PROMPT, got '1'"),
+        (("--at=1", "-o", "a.mp4"), "expected --at SECONDS PROMPT, got '1'"),
+        (("--at", "--seed", 1), "expected --at SECONDS PROMPT, got ''"),
+        (("--at",), "expected --at SECONDS PROMPT, got ''"),
+        (("--at", "1 ", ""), "expected --at SECONDS PROMPT, got '1"),
+        (("--at", 0, OTHER), "expected --at after 0 s and before the end at 8 s, got 0"),
+        (("--at", -1, OTHER), "expected --at after 0 s and before the end at 8 s, got -1"),
+        (("--at", 8, OTHER), "expected --at after 0 s and before the end at 8 s, got 8"),
+        (("--at=1", OTHER, "--at", 1.0, PROMPT), "expected one prompt for --at 1.0, got two"),
         (("--units", "line"), "parse_units: expected"),
         (("--model", "nowhere"), "nowhere"),
         (("-o", "out.xyz"), ".xyz"),

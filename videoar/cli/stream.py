@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,19 @@ class StreamCommand(TyperCommand):
     """Takes `--at SECONDS PROMPT` as two words, which typer's options cannot."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        joined, rest = [], iter(args)
-        for word in rest:
-            joined.append(word)
-            if word == "--at":
-                said = next(rest, "")
-                joined.append(said if " " in said else f"{said} {next(rest, '')}")
+        joined, left = [], args[::-1]
+        while left:
+            word = left.pop()
+            option, given, said = word.partition("=")
+            if option != "--at":
+                joined.append(word)
+                continue
+            if not given:
+                said = left.pop() if left and not left[-1].startswith("--") else ""
+            # An option that follows is none of the prompt, which `_switch` then misses.
+            if " " not in said.strip() and left and not left[-1].startswith("-"):
+                said = f"{said} {left.pop()}"
+            joined.append(f"--at={said}")
         return super().parse_args(ctx, joined)
 
 
@@ -53,7 +61,9 @@ def stream(
     from videoar.data.video import write_video
 
     with readable_errors():
-        switches = dict(_switch(said) for said in at or [])
+        if not (isfinite(seconds) and seconds > 0):
+            raise ValueError(f"stream: expected --seconds above 0, got {seconds}")
+        switches = _switches(at or [], seconds)
         pipeline, _ = load_units(model)
         options = {"units": units, "steps": steps, "guidance": guidance, "window": context, "sink": sink}
         pipeline = pipeline.with_options(**options, history=history, fps=fps)
@@ -105,9 +115,20 @@ class _Clock:
             yield pixels
 
 
-def _switch(said: str) -> tuple[float, str]:
-    seconds, _, prompt = said.partition(" ")
-    try:
-        return float(seconds), prompt.strip()
-    except ValueError:
-        raise ValueError(f"stream: expected --at SECONDS PROMPT, got {said!r}") from None
+def _switches(at: list[str], seconds: float) -> dict[float, str]:
+    """Prompts by the second from which they hold."""
+    switches: dict[float, str] = {}
+    for said in at:
+        time, _, prompt = said.strip().partition(" ")
+        try:
+            when = float(time)
+        except ValueError:
+            when = nan
+        if isnan(when) or not prompt:
+            raise ValueError(f"stream: expected --at SECONDS PROMPT, got {said!r}")
+        if not 0 < when < seconds:
+            raise ValueError(f"stream: expected --at after 0 s and before the end at {seconds:g} s, got {time}")
+        if when in switches:
+            raise ValueError(f"stream: expected one prompt for --at {time}, got two")
+        switches[when] = prompt.strip()
+    return switches
