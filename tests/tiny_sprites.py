@@ -1,10 +1,12 @@
-"""A next-unit pipeline of tiny random parts for sprites of 64 x 64 pixels."""
+"""A next-unit pipeline of tiny random parts for sprites of 64 x 64 pixels, and videos as a perfect one makes them."""
 
 from __future__ import annotations
 
 import torch
 
-from videoar.data.captions import VOCABULARY
+from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, VOCABULARY, parse_caption
+from videoar.data.pixels import from_uint8
+from videoar.data.sprites import SpriteConfig, draw_parameters, render_batch
 from videoar.next_unit import BackboneConfig, NextUnitTransformer, UnitDefaults, UnitPipeline
 from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.tokenizer.autoencoder import VideoAutoencoder
@@ -29,3 +31,17 @@ def tiny_sprites(units: str = "cube(2, 2, 2)", **defaults) -> UnitPipeline:
     return UnitPipeline(
         VideoAutoencoder(AUTOENCODER).eval(), transformer, encoder, UnitDefaults(units, (4, 4, 4), **given)
     )
+
+
+def sprites(captions, frames: int) -> torch.Tensor:
+    """Videos (B, 3, T, 64, 64) that show exactly what captions say."""
+    config = SpriteConfig(frames=frames, wrap=True)
+    drawn = draw_parameters(len(captions), 5, config=config)
+    wanted = [parse_caption(caption) for caption in captions]
+    index = {
+        name: torch.tensor([words.index(getattr(w, name)) for w in wanted])
+        for name, words in {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}.items()
+    }
+    angle = index["direction"] * (2 * torch.pi / len(DIRECTIONS))
+    travel = torch.tensor(config.travel)[index["speed"], None] * torch.stack([angle.cos(), angle.sin()], 1)
+    return from_uint8(render_batch(drawn._replace(**index, step=travel / 16), config)[0])

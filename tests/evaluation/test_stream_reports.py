@@ -6,31 +6,15 @@ import json
 
 import pytest
 import torch
-from tiny_sprites import tiny_sprites
+from tiny_sprites import sprites, tiny_sprites
 from typer.testing import CliRunner
 
 from videoar.cli import app
-from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, parse_caption
-from videoar.data.pixels import from_uint8
-from videoar.data.sprites import SpriteConfig, draw_parameters, render_batch
 from videoar.evaluation.adherence import ATTRIBUTES
+from videoar.evaluation.caption_use import wrong_caption
 from videoar.evaluation.followed import context_frames, switch_report
 from videoar.evaluation.long_stream import WINDOW, memory_in_use, sliding_windows, stream_report
 from videoar.next_unit import UnitPipeline
-
-
-def sprites(captions, frames: int) -> torch.Tensor:
-    """Videos (B, 3, T, 64, 64) that show exactly what captions say."""
-    config = SpriteConfig(frames=frames, wrap=True)
-    drawn = draw_parameters(len(captions), 5, config=config)
-    wanted = [parse_caption(caption) for caption in captions]
-    index = {
-        name: torch.tensor([words.index(getattr(w, name)) for w in wanted])
-        for name, words in {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}.items()
-    }
-    angle = index["direction"] * (2 * torch.pi / len(DIRECTIONS))
-    travel = torch.tensor(config.travel)[index["speed"], None] * torch.stack([angle.cos(), angle.sin()], 1)
-    return from_uint8(render_batch(drawn._replace(**index, step=travel / 16), config)[0])
 
 
 @pytest.fixture
@@ -66,6 +50,19 @@ def test_a_stream_that_shows_its_prompts_scores_full_marks_and_not_against_other
     assert all(set(part.right.values()) == {1.0} for part in found.stretches)
     assert list(found.memory) == [40, 80, 120] and all(count > 2**20 for count in found.memory.values())
     assert found.frames_per_second > 0 and all(part.seconds_per_unit > 0 for part in found.stretches)
+
+
+def test_the_last_100_frames_are_neither_more_nor_fewer(monkeypatch):
+    """A stream of 140 frames that shows what it is asked for in frames 40 to 60 alone, the first of the last 100."""
+
+    def stream(self, prompts, *, frames, seed):
+        video = sprites([wrong_caption(prompt, index) for index, prompt in enumerate(prompts)], frames)
+        video[:, :, 40:60] = sprites(prompts, frames)[:, :, 40:60]
+        yield video
+
+    monkeypatch.setattr(UnitPipeline, "stream", stream)
+    found = stream_report(tiny_sprites("frame", window=3), frames=140, streams=2, step=20)
+    assert set(found.last.values()) == {1 / 5} and set(found.last_wrong_prompt.values()) == {4 / 5}
 
 
 @pytest.mark.parametrize("late", [0, 12])

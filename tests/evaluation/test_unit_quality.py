@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
-from tiny_sprites import tiny_sprites
+from tiny_sprites import sprites, tiny_sprites
 from typer.testing import CliRunner
 
 from videoar.cli import app
 from videoar.data.sprites import SpriteConfig, sample_batch
 from videoar.evaluation.unit_quality import frechet_distances, unit_quality
 from videoar.evaluation.unit_table import unit_table
+from videoar.next_unit import UnitPipeline
 
 SIZES = {"prompts": 6, "batch": 4, "reference": 8, "timed": 1}
 
@@ -34,10 +35,21 @@ def test_real_clips_are_at_the_floor_and_noise_is_not():
     pipeline = tiny_sprites()
     config = SpriteConfig(frames=pipeline.frames, wrap=True)
     real = sample_batch(24, 77, split="heldout", config=config).video
-    near = frechet_distances(pipeline, real, reference=48)
-    far = frechet_distances(pipeline, torch.randint_like(real, 256), reference=48)
+    # As many as samples: were the floor's clips the reference's own, the floor would be zero.
+    near = frechet_distances(pipeline, real, reference=24)
+    far = frechet_distances(pipeline, torch.randint_like(real, 256), reference=24)
     assert near.real == far.real and near.reconstructed == far.reconstructed
     assert near.generated < 2 * near.real < far.generated
+    torus, flat = (frechet_distances(tiny_sprites(wrap=wrap), real[:4], reference=4).real for wrap in (True, False))
+    assert torus != flat, "real clips are on a torus where the model's are"
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_samples_are_measured_on_a_torus_where_the_model_says_so(monkeypatch, wrap):
+    """Samples that show their prompts perfectly; measured as if nothing wrapped, most sprites are cut somewhere."""
+    monkeypatch.setattr(UnitPipeline, "generate", lambda self, prompts, *, seed: sprites(prompts, 17))
+    found = unit_quality(tiny_sprites(wrap=wrap), prompts=8, reference=2, timed=1)
+    assert (set(found.adherence.right.values()) == {1.0}) == wrap
 
 
 def test_seeds_of_one_name_are_one_row(report):

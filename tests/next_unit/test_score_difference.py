@@ -1,15 +1,19 @@
-"""The gradient of Symmetric DMD: as it is written, guided, at the levels of the paper, and towards the teacher."""
+"""The gradient of Symmetric DMD: as it is written, guided, at the levels of the paper, and towards the teacher.
+
+Last: where it leads to, on Gaussians whose critics are exact.
+"""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from sharp_backbone import distance, draw
 from torch import Tensor
 
-from videoar.next_unit import NextUnitTransformer, cube, preset
-from videoar.next_unit.flow import sampling_levels
+from videoar.next_unit import NextUnitTransformer, cube, frame, preset
+from videoar.next_unit.flow import add_noise, sampling_levels, shifted
 from videoar.training.optimizer import OptimizerConfig
-from videoar.training.score_difference import guided_clean, matching_loss, score_gradient
+from videoar.training.score_difference import HIGHEST, LOWEST, guided_clean, matching_loss, score_gradient
 from videoar.training.unit_dmd import DmdTraining, build_optimizers
 from videoar.training.unit_dmd_objective import CRITICS, Prompts, SymmetricDmd, draw_judged
 
@@ -94,3 +98,60 @@ def test_levels_are_clamped_shifted_and_one_a_clip():
     levels = draw_judged(1000, layout, 3, 5.0, torch.Generator().manual_seed(0)).levels
     assert levels.shape == (1000,) and levels.min() == 0.02 and levels.max() == 0.98
     assert abs(float((levels < 5 / 6).double().mean()) - 0.5) < 2e-3  # 5 u / (1 + 4 u) at u = 1/2
+
+
+UNITS, SAMPLES = 3, 8
+REAL = 0.9 ** (torch.arange(UNITS)[:, None] - torch.arange(UNITS)).abs().double()  # covariance of the real units
+JUDGED = shifted((torch.arange(6).double() + 0.5) / 6, 3.0).clamp(LOWEST, HIGHEST)[:, None, None]
+
+
+def signs() -> tuple[Tensor, Tensor]:
+    """Two sets of 3 x 8 numbers whose second moments are those of independent standard normal ones, exactly.
+
+    All maps here are linear, so what they give on these is what they give on the whole distribution.
+    """
+    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    rows = torch.kron(pair, torch.kron(pair, pair))[1:]
+    return rows[:UNITS], rows[UNITS : 2 * UNITS]
+
+
+def best_clean(covariance: Tensor, noisy: Tensor, direction: str) -> Tensor:
+    """E[x_0 of a unit | the noisy units that it sees], of Gaussian units, for noisy (levels, units, samples)."""
+    sees = frame().on((UNITS, 1, 1)).mask(direction).to_dense().double()  # (unit, seen)
+    noised = (1 - JUDGED) ** 2 * covariance + JUDGED**2 * torch.eye(UNITS, dtype=torch.float64)
+    among_seen = noised[:, None] * sees[:, :, None] * sees[:, None] + torch.diag_embed(1 - sees)
+    weights = torch.linalg.solve(among_seen, ((1 - JUDGED) * covariance * sees)[..., None])[..., 0]
+    return weights @ noisy
+
+
+def moved_gaussian(critics: str, generator: Tensor, moves: int) -> tuple[float, float]:
+    """Mean variance of the units, and correlation of the first two, of a causal linear generator after some moves."""
+    inputs, noise = signs()
+    for _ in range(moves):
+        clips = (generator @ inputs).expand(len(JUDGED), -1, -1)
+        noisy = add_noise(clips, noise, JUDGED)
+        fakes = [best_clean(generator @ generator.T, noisy, way) for way in CRITICS[critics]]
+        gradient = score_gradient(clips, best_clean(REAL, noisy, "full"), fakes)
+        generator = generator - 0.1 * (gradient @ inputs.T / SAMPLES).mean(0).tril()
+    made = generator @ generator.T
+    return float(made.diagonal().mean()), float(made[0, 1] / (made[0, 0] * made[1, 1]).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("critics", "variance", "correlation"),
+    [("full", 1.0, 0.9), ("forward", 1.297, 0.882), ("backward", 1.373, 0.998), ("both", 1.405, 0.954)],
+)
+def test_from_the_real_distribution_causal_fakes_move_away_and_a_full_one_stays(critics, variance, correlation):
+    """The real score reads every unit and a causal fake one side of it, so equal distributions have unequal scores.
+
+    With exact critics and a generator that already makes the real distribution, variance 1 and correlation 0.9, the
+    gradient with a full fake is zero. With the mean of forward and backward fakes, units become larger and more alike:
+    what Symmetric DMD leads to is not the real distribution.
+    """
+    found = moved_gaussian(critics, torch.linalg.cholesky(REAL), 50)
+    exact = 1e-9 if critics == "full" else 5e-3
+    assert found == pytest.approx((variance, correlation), abs=exact)
+
+
+def test_a_full_fake_leads_to_the_real_distribution():
+    assert moved_gaussian("full", torch.eye(UNITS, dtype=torch.float64), 200) == pytest.approx((1.0, 0.9), abs=0.02)
