@@ -65,6 +65,14 @@ def test_the_last_100_frames_are_neither_more_nor_fewer(monkeypatch):
     assert set(found.last.values()) == {1 / 5} and set(found.last_wrong_prompt.values()) == {4 / 5}
 
 
+def test_videos_are_measured_on_a_torus_only_where_the_model_says_so(obedient):
+    """These show their prompts perfectly, as the tests around say; as if nothing wrapped, sprites are cut somewhere."""
+    flat = stream_report(obedient(), frames=29, streams=4, wrap=False)
+    assert not flat.sampling["wrap"] and min(flat.last.values()) < 1
+    switched = switch_report(obedient(), streams=4, contexts=1, wrap=False)
+    assert not switched.sampling["wrap"] and min(min(shares.values()) for shares in switched.new) < 1
+
+
 @pytest.mark.parametrize("late", [0, 12])
 def test_a_switch_is_followed_as_late_as_it_is_shown(obedient, late):
     found = switch_report(obedient(late), streams=4, contexts=3)
