@@ -33,6 +33,14 @@ def test_the_gradient_is_the_written_one():
 def test_a_clip_that_the_teacher_would_not_change_has_a_finite_gradient():
     clip = draw(0, 2, 3, 4)
     assert torch.equal(score_gradient(clip, clip, [clip]), torch.zeros_like(clip))
+    assert score_gradient(clip, clip, [clip + 1]).isfinite().all()
+
+
+def test_a_model_that_gives_nan_is_seen():
+    clip, wrong = draw(0, 2, 3, 4), draw(1, 2, 3, 4)
+    wrong[1, 0, 0] = float("nan")
+    assert score_gradient(clip, wrong, [clip])[1].isnan().all()
+    assert score_gradient(clip, draw(2, 2, 3, 4), [clip, wrong])[1, 0, 0].isnan()
 
 
 class Gaussian(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.training.config import load_config
 from videoar.training.unit_causal import CausalTraining, train
 from videoar.training.unit_objective import FlowObjective, NoiseConfig
+from videoar.training.unit_run import build_objective
 from videoar.training.unit_teacher import TeacherTraining
 from videoar.training.unit_teacher import train as train_teacher
 
@@ -96,26 +98,29 @@ def test_every_unit_trains_and_samples(teacher: Path, tmp_path: Path, monkeypatc
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(teacher: Path, tmp_path: Path, monkeypatch):
     whole = losses(train, settings(teacher, tmp_path / "whole"), monkeypatch)
-    losses(train, settings(teacher, tmp_path / "killed"), monkeypatch, killed_after=4)
-    resumed = losses(train, settings(teacher, tmp_path / "killed"), monkeypatch)
+    config = settings(teacher, tmp_path / "killed")
+    losses(train, config, monkeypatch, killed_after=4)
+    with pytest.raises(ValueError, match=r"checkpoints of other settings.* units: expected 'cube\(2, .*', got 'frame'"):
+        train(replace(config, units="frame"))
+    (tmp_path / "killed" / "settings.json").rename(tmp_path / "settings.json")  # as a folder of before it was written
+    resumed = losses(train, config, monkeypatch)
     assert resumed == {step: whole[step] for step in (4, 5)}
+    assert (tmp_path / "killed" / "settings.json").read_text() == (tmp_path / "settings.json").read_text()
 
 
 def test_it_starts_from_the_teacher_and_needs_one(teacher: Path, tmp_path: Path):
-    options = {"steps": 1, "average": 1.0, "stored_as": "float32", "units": "multiscale(1x1)"}
-    still = settings(
-        teacher,
-        tmp_path,
-        optimizer=type(tiny(None, tmp_path)["optimizer"])(learning_rate=0.0, muon_learning_rate=0.0),
-        **options,
-    )
-    before, after = (UnitPipeline.from_pretrained(f).transformer.state_dict() for f in (teacher, train(still)))
+    config = settings(teacher, tmp_path, units="multiscale(1x1)")
+    known = UnitPipeline.from_pretrained(teacher)
+    before = known.transformer.state_dict()
+    after = build_objective(config, known.autoencoder, causal=True).transformer.state_dict()
     level = after.pop("level_embedding")
     assert level.shape[0] == 2
     assert not level.any()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     with pytest.raises(ValueError, match="expected start to be a teacher's folder"):
         train(settings(teacher, tmp_path, start=None, autoencoder="somewhere"))
+    with pytest.raises(ValueError, match=r"data.wrap: expected True, as the model of start has it, got False"):
+        build_objective(replace(config, data=replace(config.data, wrap=False)), known.autoencoder, causal=True)
 
 
 def objective(**options) -> tuple[FlowObjective, tuple]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import losses
-from sharp_backbone import distance
+from killed_runs import Killed, losses
+from safetensors.torch import load_file
+from sharp_backbone import distance, sharpen
 from tiny_pipeline import AUTOENCODER
 from torch import Tensor
 from unit_runs import write_autoencoder
@@ -124,12 +125,17 @@ def test_draws_follow_from_seed_and_number(models, tmp_path):
     assert steps == {1, 2, 3, 4}
     streams = Draws(replace(config, clips=2), start)
     assert {streams.rollout(number)[1].shape[2] for number in range(20)} == {12, 24}
+    one, same, other = (Draws(config, start).judged(number) for number in (3, 3, 4))
+    for x, again, y in zip(one, same, other, strict=True):
+        assert torch.equal(x, again) and not torch.equal(x, y)
 
 
 def test_scores_are_compared_on_the_last_clip_given_those_before(models, tmp_path):
     config = tiny(models, tmp_path, "frame")
     start, teacher = map(UnitPipeline.from_pretrained, (config.start, config.teacher))
     objective, layout = build_objective(config, start, teacher), start.defaults.layout
+    for seed, critic in enumerate(objective.critics):  # equal ones would do as well under each other's masks
+        sharpen(critic, seed)
     noise = torch.randn(2, 1, 2 * layout.length, 12, generator=torch.Generator().manual_seed(0))
     prompts = Prompts(torch.ones(1, 7, 8), torch.zeros(1, 7, 8))
     made = objective.clips(prompts, noise)
@@ -141,7 +147,9 @@ def test_scores_are_compared_on_the_last_clip_given_those_before(models, tmp_pat
     judged = Judged(torch.tensor([0.5], dtype=torch.float64), torch.randn(1, layout.length, 12))
     ends = last_steps(objective.generator, prompts.text, whole, len(layout.units))
     assert distance(ends, made) < 1e-4
-    objective(objective.roll_out(prompts, noise), prompts, judged, teacher.transformer)[0].backward()
+    loss, terms = objective(objective.roll_out(prompts, noise), prompts, judged, teacher.transformer)
+    loss.backward()
+    assert terms["generated_std"] == pytest.approx(float(made.std()), rel=1e-3)
     found = torch.cat([x.grad.flatten() for x in objective.generator.parameters()])
     objective.zero_grad()
     real = guided_clean(
@@ -190,28 +198,50 @@ def fast() -> OptimizerConfig:
     return OptimizerConfig("adamw", 1e-2, betas=(0.0, 0.999), warmup=1)
 
 
-def test_critics_move_alone_at_first(models, tmp_path):
-    config = tiny(models, tmp_path, steps=1, critic_only=1, generator=fast(), stored_as="float32")
-    model, start = (UnitPipeline.from_pretrained(folder) for folder in (train(config), config.start))
-    for one, other in zip(model.transformer.parameters(), start.transformer.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_critics_move_alone_at_first(models, tmp_path, monkeypatch):
+    config = tiny(models, tmp_path, critic_only=1, generator=fast())
+    losses(train, config, monkeypatch, killed_after=1)
+    kept = load_file(tmp_path / "checkpoints" / "step-00000001" / "model.safetensors")
+    start = UnitPipeline.from_pretrained(config.start).transformer.state_dict()
+    assert all(torch.equal(x, kept[f"generator.{name}"]) for name, x in start.items())
+    assert any(not torch.equal(x, kept[f"critics.0.{name}"]) for name, x in start.items())
 
 
-def test_the_clips_of_a_run_are_what_its_model_samples(models, tmp_path):
+@pytest.mark.parametrize(("window", "sink"), [(None, 0), (1, 0), (1, 1)])
+def test_the_clips_of_a_run_are_what_its_model_samples(models, tmp_path, window, sink):
     config = tiny(models, tmp_path, "cube(2, 2, 2)")
     start, teacher = map(UnitPipeline.from_pretrained, (config.start, config.teacher))
+    start = start.with_options(window=window, sink=sink)
     objective, layout = build_objective(config, start, teacher), start.defaults.layout
     text = start.conditioner(["a red ball moving left slowly"]).detach()
     generators, width = [torch.Generator().manual_seed(4)], start.transformer.config.patch_width
     units = [torch.stack([unit_noise(generators, n, width, text) for _ in range(4)]) for n in layout.lengths]
     made = objective.clips(Prompts(text, text), torch.cat(units, dim=2))
-    sampled = torch.cat([unit.tokens for unit in sample_units(start.transformer, text, layout, seeds=[4])], dim=1)
-    assert distance(made, sampled) < 1e-4
+
+    def sampled(**seen) -> Tensor:
+        return torch.cat([x.tokens for x in sample_units(start.transformer, text, layout, seeds=[4], **seen)], dim=1)
+
+    assert distance(made, sampled(window=window, sink=sink)) < 1e-4
+    for other in {(None, 0), (1, 0), (1, 1)} - {(window, sink)}:
+        assert distance(made, sampled(window=other[0], sink=other[1])) > 1e-3, other
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"critics": "sideways"}, "critics to be one of"), ({"critic_steps": 0}, r"at least 1, got \(0, 1, 4, 1, 32\)")],
+    [
+        ({"critics": "sideways"}, "critics to be one of"),
+        ({"critic_steps": 0}, "critic_steps of at least 1, got 0"),
+        ({"steps": 0}, "steps of at least 1, got 0"),
+        ({"batch": 0}, "batch of at least 1, got 0"),
+        ({"clips": 0}, "clips of at least 1, got 0"),
+        ({"critic_only": 600}, "critic_only below 600 steps, got 600"),
+        ({"guidance": float("nan")}, "guidance to be finite, got nan"),
+        ({"score_shift": 0.0}, "score_shift above 0, got 0.0"),
+        ({"average": 1.0}, r"average in \[0, 1\), got 1.0"),
+        ({"stored_as": "float7"}, "stored_as to be one of PyTorch's floating-point types, got 'float7'"),
+        ({"evaluate_every": -1}, "evaluate_every of at least 0, got -1"),
+        ({"prompts": -1}, "prompts of at least 0, got -1"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
@@ -224,6 +254,10 @@ def test_a_teacher_that_does_not_fit_is_refused(models, autoencoder, tmp_path):
     with pytest.raises(ValueError, match="expected a teacher of 2 levels, as the units of start have, got 0"):
         build_objective(config, start, levels)
     other = UnitPipeline.from_pretrained(config.teacher)
+    with pytest.raises(ValueError, match=r"data.wrap: expected False, as the model of teacher has it, got True"):
+        build_objective(config, start, other.with_options(wrap=False))
+    with pytest.raises(ValueError, match=r"expected a start without sink for several clips, .* got sink 1 and 2 clips"):
+        build_objective(replace(config, clips=2), start.with_options(sink=1), other)
     torch.nn.init.normal_(other.conditioner.embedding.weight)
     with pytest.raises(ValueError, match="expected the teacher's text encoder to be that of start"):
         build_objective(config, start, other)
@@ -244,8 +278,16 @@ def test_the_ablation_trains_each_kind_of_critics_once(models, tmp_path, monkeyp
     config = tiny(models, tmp_path, steps=1, critic_steps=1)
     found = critics_ablation(config, [5], prompts=2)
     assert set(found) == set(CRITICS) and all(set(scores["5"]) >= {"colour", "total"} for scores in found.values())
-    monkeypatch.setattr("videoar.training.critics_ablation.train", None)
-    assert critics_ablation(config, [5], prompts=2) == found == read_json(tmp_path / "critics.json")
+
+    def killed(config: DmdTraining) -> None:
+        raise Killed
+
+    monkeypatch.setattr("videoar.training.critics_ablation.train", killed)
+    again = replace(config, log_every=2)
+    assert critics_ablation(again, [5], prompts=2) == found == read_json(tmp_path / "critics.json")
+    for other, prompts in ((replace(config, steps=2), 2), (replace(config, score_shift=3.0), 2), (config, 3)):
+        with pytest.raises(Killed):
+            critics_ablation(other, [5], prompts=prompts)
 
 
 def test_the_table_has_the_papers_rows():

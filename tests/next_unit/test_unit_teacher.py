@@ -16,7 +16,7 @@ from videoar.text import WordEncoder, WordEncoderConfig
 from videoar.training.latents import LatentBatch
 from videoar.training.optimizer import OptimizerConfig, build_optimizer
 from videoar.training.unit_objective import FlowObjective, NoiseConfig, noise_levels, token_weights
-from videoar.training.unit_run import PLAIN, caption_losses
+from videoar.training.unit_run import PLAIN, caption_losses, unit_loss
 from videoar.training.unit_teacher import TeacherTraining, train
 
 
@@ -74,6 +74,42 @@ def test_the_share_of_clips_with_one_level_is_the_one_asked_for():
 def test_wrong_noise_is_refused(changes: dict):
     with pytest.raises(ValueError, match="NoiseConfig: expected"):
         NoiseConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps of at least 1, got 0"),
+        ({"batch": 0}, "batch of at least 1, got 0"),
+        ({"clips": 0}, "clips of at least 1, got 0"),
+        ({"pool": -1}, "pool of at least 0, got -1"),
+        ({"prompts": -1}, "prompts of at least 0, got -1"),
+        ({"checkpoint_every": -1}, "checkpoint_every of at least 0, got -1"),
+        ({"window": -1}, "window of at least 0, got -1"),
+        ({"caption_dropout": 1.5}, r"caption_dropout in \[0, 1\], got 1.5"),
+        ({"average": float("nan")}, r"average in \[0, 1\), got nan"),
+        ({"level_weight": float("inf")}, "level_weight to be finite, got inf"),
+        ({"stored_as": "int8"}, "stored_as to be one of PyTorch's floating-point types, got 'int8'"),
+        ({"sink": 1, "clips": 2}, "sink 0 with several clips, .* got sink 1 and 2 clips"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict, said: str):
+    with pytest.raises(ValueError, match=f"TeacherTraining: expected {said}"):
+        TeacherTraining(autoencoder="somewhere", **changes)
+
+
+def test_what_a_batch_draws_follows_from_its_number_and_captions_are_dropped():
+    model, seen = small_objective(), []
+    config = TeacherTraining(autoencoder="somewhere", caption_dropout=0.3)
+    batch = LatentBatch(torch.zeros(400, 4, 1, 2, 2), ["red"] * 400)
+    for place in (0, 0, 1):
+        unit_loss(lambda *given: seen.append(given) or (None, {}), model, batch, config, place)
+    one, same, other = seen
+    assert one[1] == same[1] != other[1]
+    for drawn in (2, 3):
+        assert torch.equal(one[drawn], same[drawn]) and not torch.equal(one[drawn], other[drawn])
+    assert set(one[1]) == {"", "red"}
+    assert one[1].count("") / 400 == pytest.approx(0.3, abs=0.08)
 
 
 def test_a_model_that_knows_the_flow_has_no_loss_and_sees_noisy_tokens():

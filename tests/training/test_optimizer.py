@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from videoar.training.ema import WeightAverage
+from videoar.training.loop import descend
 from videoar.training.optimizer import OptimizerConfig, build_optimizer, orthogonalize, schedule
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "sgd"}, "kind 'muon' or 'adamw', got 'sgd'"),
+        ({"learning_rate": 0.0}, "learning_rate above 0, got 0.0"),
+        ({"muon_learning_rate": -1.0}, "muon_learning_rate above 0, got -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate above 0, got nan"),
+        ({"betas": (0.9, 1.0)}, r"betas of two decays in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"clip": -1.0}, "clip of at least 0, got -1.0"),
+    ],
+)
+def test_rates_that_make_no_sense_are_refused(changes, said):
+    with pytest.raises(ValueError, match=f"OptimizerConfig: expected {said}"):
+        OptimizerConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [(lambda w: w.sum() * float("nan"), "loss"), (lambda w: (0 * w).sqrt().sum(), "norm of the gradient")],
+)
+def test_a_step_that_is_not_finite_is_named_and_moves_nothing(loss, said):
+    accelerator, layer = Accelerator(), nn.Linear(2, 2)
+    model, optimizer = accelerator.prepare(layer, build_optimizer(layer, OptimizerConfig()))
+    before = layer.weight.clone()
+    with pytest.raises(FloatingPointError, match=f"step 7: expected a finite {said}, got nan"):
+        descend(accelerator, loss(layer.weight), model, optimizer, OptimizerConfig(), step=7, steps=9)
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])

@@ -2,7 +2,8 @@
 
 python -m videoar.training.critics_ablation configs/sprites/unit_dmd.yaml output=runs/sprites/critics -- 0 1 2
 
-A run that is already there is not trained again, so the command goes on where it was interrupted.
+A run that is already there, with the same settings, is not trained again, so the command goes on where it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from videoar.evaluation.adherence import ATTRIBUTES, text_to_video_adherence
 from videoar.model_folder import read_json, write_json
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.training.config import load_config
+from videoar.training.run_settings import ASIDE, differences, plain_settings
 from videoar.training.unit_dmd import DmdTraining, train
 from videoar.training.unit_dmd_objective import CRITICS
 
@@ -41,13 +43,22 @@ def critics_ablation(config: DmdTraining, seeds: Sequence[int], *, prompts: int 
     for seed in seeds:
         for name in CRITICS:
             output = Path(config.output) / f"{name}-{seed}"
-            measured = output / "adherence.json"
-            if not measured.is_file():
-                folder = train(replace(config, output=str(output), critics=name, seed=seed))
-                write_json(measured, _measure(folder, prompts, wrap=config.data.wrap))
-            found[name][str(seed)] = read_json(measured)
+            found[name][str(seed)] = _scores(replace(config, output=str(output), critics=name, seed=seed), prompts)
             write_json(Path(config.output) / "critics.json", found)
     return found
+
+
+def _scores(config: DmdTraining, prompts: int) -> dict[str, float]:
+    """What `adherence.json` of a run says, if it is of these settings and as many prompts; else it is made anew."""
+    path = Path(config.output) / "adherence.json"
+    settings = plain_settings(config)
+    if path.is_file():
+        known = read_json(path)
+        if known.get("prompts") == prompts and not differences(known["settings"], settings, apart=ASIDE):
+            return known["right"]
+    right = _measure(train(config), prompts, wrap=config.data.wrap)
+    write_json(path, {"prompts": prompts, "right": right, "settings": settings})
+    return right
 
 
 def _measure(folder: Path, prompts: int, *, wrap: bool) -> dict[str, float]:

@@ -16,6 +16,7 @@ from videoar.training.checkpoint import latest_checkpoint, load_checkpoint, save
 from videoar.training.ema import WeightAverage
 from videoar.training.logging import RunLog
 from videoar.training.optimizer import OptimizerConfig, schedule
+from videoar.training.run_settings import check_settings, keep_settings
 
 
 class RunSettings(Protocol):
@@ -46,10 +47,16 @@ def run_steps(
         model, optimizer, average: the state; the average follows the model after every step.
         step: takes step number n (from 0) and returns its metrics; all that it draws must follow from n.
         evaluate: gives a report, which also goes to `curve.json`; an empty one is left out.
+
+    Raises:
+        ValueError: the checkpoint was trained under other settings.
     """
     start = 0
     if (checkpoint := latest_checkpoint(config.output)) is not None:
+        check_settings(config)
         start = load_checkpoint(checkpoint, model, optimizer, average)["step"]
+    if accelerator.is_main_process:
+        keep_settings(config)
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:
         for number in range(start, config.steps):
             metrics = step(number)
@@ -76,13 +83,25 @@ def descend(
     step: int,
     steps: int,
 ) -> float:
-    """One move down the gradient of a loss, at the rate of this step; returns the gradient's norm before clipping."""
+    """One move down the gradient of a loss, at the rate of this step; returns the gradient's norm before clipping.
+
+    Raises:
+        FloatingPointError: the loss or the norm is not finite; no weight has moved.
+    """
+    _expect_finite("loss", loss, step)
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip) if config.clip else torch.tensor(0.0)
+    if accelerator.scaler is None:  # which leaves out such a step, and scales less
+        _expect_finite("norm of the gradient", norm, step)
     optimizer.optimizer.set_learning_rate(schedule(step, steps, warmup=config.warmup, final=config.final))
     optimizer.step()
     optimizer.zero_grad()
     return norm.item()
+
+
+def _expect_finite(name: str, value: Tensor, step: int) -> None:
+    if not torch.isfinite(value):
+        raise FloatingPointError(f"step {step}: expected a finite {name}, got {value.item()}")
 
 
 def add_to_curve(output: str | Path, step: int, report: dict[str, float]) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from videoar.training.expectations import expect, expect_at_least, expect_decay, expect_positive
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -44,6 +46,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("muon", "adamw"):
             raise ValueError(f"OptimizerConfig: expected kind 'muon' or 'adamw', got {self.kind!r}")
+        expect_positive(self, "learning_rate", "muon_learning_rate")
+        expect_at_least(self, 0, "weight_decay", "warmup", "final", "clip")
+        expect_decay(self, "momentum")
+        expect(self, "of two decays in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "betas")
 
 
 def schedule(step: int, steps: int, *, warmup: int, final: float) -> float:

@@ -20,6 +20,8 @@ from videoar.next_unit.transformer import NextUnitTransformer
 
 # Beyond these, scores say nothing: all noise, or none.
 LOWEST, HIGHEST = 0.02, 0.98
+# A clip that the real model would not change has no direction to be divided by.
+_SMALLEST = 1e-6
 
 
 def by_token(levels: Tensor, like: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def guided_clean(
 
 
 def score_gradient(generated: Tensor, real: Tensor, fakes: Sequence[Tensor]) -> Tensor:
-    """The normalised difference of scores, without gradient.
+    """The normalised difference of scores, without gradient; NaN where a model gives NaN.
 
     Args:
         generated: clips (B, L, P).
@@ -69,7 +71,7 @@ def score_gradient(generated: Tensor, real: Tensor, fakes: Sequence[Tensor]) -> 
     """
     with torch.no_grad():
         size = (generated - real).abs().mean(dim=(1, 2), keepdim=True)  # (B, 1, 1)
-        return ((torch.stack(list(fakes)).mean(0) - real) / size).nan_to_num()
+        return (torch.stack(list(fakes)).mean(0) - real) / size.clamp(min=_SMALLEST)
 
 
 def matching_loss(generated: Tensor, gradient: Tensor) -> Tensor:

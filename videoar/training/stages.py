@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from videoar.training.clips import ClipsConfig, clip_batches
 from videoar.training.ema import WeightAverage
+from videoar.training.expectations import expect_at_least, expect_run
 from videoar.training.loop import descend, run_steps
 from videoar.training.optimizer import OptimizerConfig, build_optimizer
 
@@ -31,6 +32,9 @@ class Stage:
     frames: int
     batch: int
     decoder_only: bool = False
+
+    def __post_init__(self) -> None:
+        expect_at_least(self, 1, "steps", "frames", "batch")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class StagedTraining:
     checkpoint_every: int = 500
     evaluation_clips: int = 64
     stored_as: str = "float32"
+
+    def __post_init__(self) -> None:
+        expect_run(self)
 
     @property
     def steps(self) -> int:

@@ -23,6 +23,7 @@ from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokeni
 from videoar.tokenizer import VideoTokenizer
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
+from videoar.training.expectations import expect_at_least, expect_run, expect_share
 from videoar.training.heldout import caption_losses, encoder_of, heldout_latents, measured_adherence
 from videoar.training.latents import LatentBatch, all_captions, latent_batches
 from videoar.training.loop import descend, run_steps
@@ -83,6 +84,12 @@ class TransformerTraining:
     checkpoint_every: int = 500
     prompts: int = 64
     stored_as: str = "float16"
+
+    def __post_init__(self) -> None:
+        expect_run(self)
+        expect_at_least(self, 1, "batch")
+        expect_at_least(self, 0, "pool", "prompts")
+        expect_share(self, "caption_dropout", "frame_mask")
 
 
 class TransformerObjective(nn.Module):

@@ -19,6 +19,7 @@ from videoar.next_unit.flow import sampling_levels
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
+from videoar.training.expectations import expect_at_least, expect_finite, expect_positive, expect_run, expect_wrap
 from videoar.training.heldout import measured_adherence
 from videoar.training.latents import all_captions
 from videoar.training.loop import descend, run_steps
@@ -94,11 +95,13 @@ class DmdTraining:
     def __post_init__(self) -> None:
         if self.critics not in CRITICS:
             raise ValueError(f"DmdTraining: expected critics to be one of {sorted(CRITICS)}, got {self.critics!r}")
-        counts = self.critic_steps, self.critic_reuse, self.passes, self.clips, self.batch
-        if min(counts) < 1:
-            raise ValueError(
-                f"DmdTraining: expected critic_steps, critic_reuse, passes, clips and batch of at least 1, got {counts}"
-            )
+        expect_run(self)
+        expect_at_least(self, 1, "critic_steps", "critic_reuse", "passes", "clips", "batch")
+        expect_at_least(self, 0, "prompts", "critic_only")
+        expect_positive(self, "shift", "score_shift")
+        expect_finite(self, "guidance")
+        if self.critic_only >= self.steps:
+            raise ValueError(f"DmdTraining: expected critic_only below {self.steps} steps, got {self.critic_only}")
 
 
 class GeneratorAverage(WeightAverage):
@@ -171,8 +174,16 @@ def build_objective(config: DmdTraining, start: UnitPipeline, teacher: UnitPipel
     """Generator and critics on the units of `start`.
 
     Raises:
-        ValueError: the teacher knows other levels, or reads other features of a prompt.
+        ValueError: the teacher knows other levels or reads other features of a prompt, one of the two models knows
+            sprites that move otherwise, or `start` has a sink and several clips shall be rolled out.
     """
+    for name, model in (("start", start), ("teacher", teacher)):
+        expect_wrap(config.data, model.defaults.wrap, name)
+    if start.defaults.sink and config.clips > 1:
+        raise ValueError(
+            "unit-dmd: expected a start without sink for several clips, as a stream closes up the time of dropped "
+            f"units behind the sink and training does not, got sink {start.defaults.sink} and {config.clips} clips"
+        )
     known, wanted = teacher.transformer.config.levels, start.transformer.config.levels
     if known != wanted:
         raise ValueError(f"unit-dmd: expected a teacher of {wanted} levels, as the units of start have, got {known}")

@@ -125,7 +125,12 @@ class SymmetricDmd(nn.Module):
                 for way, critic in zip(self.ways, self.critics, strict=True)
             ]
             gradient = score_gradient(clips, real, fakes)
-        terms = {"score_gap": gradient.abs().mean(), "to_real": (clips.detach() - real).abs().mean()}
+        made = clips.detach()
+        terms = {
+            "score_gap": gradient.abs().mean(),
+            "to_real": (made - real).abs().mean(),
+            "generated_std": made.float().std(),
+        }
         return matching_loss(clips, gradient), terms
 
     def critic_loss(self, clips: Tensor, prompts: Prompts, judged: Judged) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from videoar.next_unit.units import parse_units
 from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer, load_conditioner
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
+from videoar.training.expectations import expect_at_least, expect_finite, expect_run, expect_share, expect_wrap
 from videoar.training.heldout import heldout_latents, measured_adherence
 from videoar.training.latents import Encode, LatentBatch, all_captions, latent_batches
 from videoar.training.loop import descend, run_steps
@@ -101,6 +102,18 @@ class UnitTraining:
         parse_units(self.units)
         if self.autoencoder is None and self.start is None:
             raise ValueError("autoencoder: expected the folder of one, or a start that has one, got neither")
+        expect_run(self)
+        expect_at_least(self, 1, "batch", "clips")
+        expect_at_least(self, 0, "sink", "pool", "prompts")
+        expect_share(self, "caption_dropout", "frame_levels")
+        expect_finite(self, "level_weight")
+        if self.window is not None:
+            expect_at_least(self, 0, "window")
+        if self.sink and self.clips > 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected sink 0 with several clips, as a stream closes up the time of dropped "
+                f"units behind the sink and training does not, got sink {self.sink} and {self.clips} clips"
+            )
 
     @property
     def autoencoder_folder(self) -> Path:
@@ -174,13 +187,18 @@ def train_units(config: UnitTraining, *, causal: bool) -> Path:
 
 
 def build_objective(config: UnitTraining, autoencoder: Autoencoder, *, causal: bool) -> FlowObjective:
-    """A model of the run's shape, from `start` or from random weights."""
+    """A model of the run's shape, from `start` or from random weights.
+
+    Raises:
+        ValueError: `start` was trained on sprites that wrap, and these do not, or the other way round.
+    """
     shape = backbone(config, autoencoder)
     if config.start is None:
         words = WordTokenizer.from_captions(all_captions(config.data), shape.text_len).words
         text: Conditioner = WordEncoder(WordEncoderConfig(words, shape.text_width, shape.text_len))
         transformer = NextUnitTransformer(shape)
     else:
+        expect_wrap(config.data, read_json(Path(config.start) / "sampling.json")["wrap"], "start")
         text = load_conditioner(Path(config.start) / "text").requires_grad_(False)
         transformer = start_from(Path(config.start) / "transformer", shape)
     transformer.checkpoint_blocks = config.gradient_checkpointing
