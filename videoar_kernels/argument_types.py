@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from math import isfinite
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -24,3 +26,12 @@ def whole(op: str, name: str, value: object) -> int:
     except TypeError:
         pass
     raise TypeError(f"{op}: expected {name} as int, got {value!r}")
+
+
+def finite(op: str, name: str, value: object) -> float:
+    """Returns a number as a float; TypeError where it is none, ValueError where it is infinite or NaN."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: expected {name} as float, got {value!r}")
+    if not isfinite(value):
+        raise ValueError(f"{op}: expected a finite {name}, got {value!r}")
+    return float(value)

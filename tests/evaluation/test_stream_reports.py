@@ -14,7 +14,7 @@ from videoar.evaluation.adherence import ATTRIBUTES
 from videoar.evaluation.caption_use import wrong_caption
 from videoar.evaluation.followed import context_frames, switch_report
 from videoar.evaluation.long_stream import WINDOW, memory_in_use, sliding_windows, stream_report
-from videoar.next_unit import UnitPipeline
+from videoar.next_unit import UnitDecoder, UnitPipeline
 
 
 @pytest.fixture
@@ -130,3 +130,27 @@ def test_too_short_streams_are_refused():
         stream_report(tiny_sprites(), frames=16)
     with pytest.raises(ValueError, match=f"at least {WINDOW} frames before the switch, got 13"):
         switch_report(tiny_sprites(), before=4)
+
+
+@pytest.mark.parametrize(
+    ("units", "before", "ends"),
+    [
+        ("cube(2, 2, 2)", 7, "2, 4"),
+        ("multiscale(1x1, 2x2)", 6, "4"),
+        ("key_detail(2)", 6, "4"),
+    ],
+)
+def test_a_switch_within_a_unit_is_refused(units, before, ends):
+    with pytest.raises(
+        ValueError, match=f"end of a unit's frames, {ends} latent frames into a clip of 4, got {before}"
+    ):
+        switch_report(tiny_sprites(units), before=before)
+    with pytest.raises(ValueError, match="expected contexts >= 1, got 0"):
+        switch_report(tiny_sprites(units), contexts=0)
+
+
+def test_a_switch_at_the_end_of_a_slab_is_taken_up_there(monkeypatch):
+    switched = []
+    monkeypatch.setattr(UnitDecoder, "switch", lambda self, *_: switched.append(self.cache.committed))
+    switch_report(tiny_sprites("cube(2, 2, 2)"), streams=1, before=6, contexts=1, window=1)
+    assert switched == [12], "units of a clip and of a slab"

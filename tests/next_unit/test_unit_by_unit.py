@@ -48,9 +48,12 @@ def unit_by_unit(
     parts = []
     for unit in range(len(layout.units)):
         here = layout.within(unit)
-        parts.append(model.step(tokens[:, here], levels[:, unit], text, layout, unit, cache, start=start(unit)))
+        # After a skipped unit the next one is another, unless positions are given.
+        skipped = cache.committed != unit
+        where = {"positions": layout.positions(start(unit))[here]} if skipped else {"start": start(unit)}
+        parts.append(model.step(tokens[:, here], levels[:, unit], text, layout, unit, cache, **where))
         if history is not None:
-            model.step(history[:, here], torch.zeros(BATCH), text, layout, unit, cache, start=start(unit))
+            model.step(history[:, here], torch.zeros(BATCH), text, layout, unit, cache, **where)
         cache.rollback() if skip(unit) else cache.commit()
     return torch.cat(parts, dim=1)
 

@@ -205,7 +205,10 @@ def test_a_scheme_is_read_back_from_its_name(scheme):
         (lambda: parse_units("key_detail(2x2)"), "parse_units: 'key_detail.2x2.': "),
         (lambda: patch_grid(torch.zeros(1, 2, 4, 3, 4), (1, 2, 2)), "patch_grid: expected latents"),
         (lambda: to_sequence(torch.zeros(1, 2, 4, 4, 4), frame().on((4, 4, 4)), (1, 2, 2)), "to_sequence: expected"),
-        (lambda: from_sequence(torch.zeros(1, 7, 4), frame().on((2, 2, 2)), (1, 1, 1)), "from_sequence: expected 8"),
+        (
+            lambda: from_sequence(torch.zeros(1, 7, 4), frame().on((2, 2, 2)), (1, 1, 1)),
+            r"from_sequence: expected tokens of shape \(B, 8, 1 \* C\), got \(1, 7, 4\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(call, said):

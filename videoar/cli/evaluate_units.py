@@ -26,15 +26,15 @@ from videoar.cli.options import (
 
 def units(
     model: Model = None,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts to generate.")] = 256,
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts to generate.")] = 256,
     steps: Steps = None,
     guidance: Guidance = None,
     units: Units = None,
     method: Annotated[str | None, typer.Option(help="renoise or euler; the model's if not given.")] = None,
     window: Context = None,
-    reference: Annotated[int, typer.Option(help="Real clips that the Frechet distance is to.")] = 1024,
-    timed: Annotated[int, typer.Option(help="Clips generated one by one for the time.")] = 5,
-    batch: Annotated[int, typer.Option(help="Clips at a time.")] = 32,
+    reference: Annotated[int, typer.Option(min=2, help="Real clips that the Frechet distance is to.")] = 1024,
+    timed: Annotated[int, typer.Option(min=1, help="Clips generated one by one for the time.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 32,
     seed: SampleSeed = 0,
     threads: Threads = None,
     name: Annotated[str | None, typer.Option(help="Of the row in a table; the units if not given.")] = None,
@@ -67,7 +67,7 @@ def units(
 def long_stream(
     model: Model = None,
     frames: Annotated[int, typer.Option(help="Length.")] = 2000,
-    streams: Annotated[int, typer.Option(help="Held-out prompts, streamed as one batch.")] = 8,
+    streams: Annotated[int, typer.Option(min=1, help="Held-out prompts, streamed as one batch.")] = 8,
     context: Context = None,
     sink: Sink = None,
     steps: Steps = None,
@@ -110,9 +110,12 @@ def long_stream(
 
 def switch(
     model: Model = None,
-    streams: Annotated[int, typer.Option(help="Streams, each with its own two prompts.")] = 32,
-    before: Annotated[int | None, typer.Option(help="Latent frames before the switch; two clips if not given.")] = None,
-    contexts: Annotated[int, typer.Option(help="Context lengths that are watched after it.")] = 3,
+    streams: Annotated[int, typer.Option(min=1, help="Streams, each with its own two prompts.")] = 32,
+    before: Annotated[
+        int | None,
+        typer.Option(help="Latent frames before the switch, where a unit ends them; two clips if not given."),
+    ] = None,
+    contexts: Annotated[int, typer.Option(min=1, help="Context lengths that are watched after it.")] = 3,
     context: Context = None,
     sink: Sink = None,
     history: History = None,

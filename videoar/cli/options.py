@@ -31,17 +31,19 @@ Packed = Annotated[
 ]
 FrameRate = Annotated[float | None, typer.Option(help="Frame rate of the file; the model's if not given.")]
 
-Steps = Annotated[int | None, typer.Option(help="Passes a unit before the clean one; the model's if not given.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Passes a unit before the clean one; the model's if not given.")]
 Guidance = Annotated[float | None, typer.Option(help="Strength of the prompt; the model's if not given.")]
 Units = Annotated[str | None, typer.Option(help='Units, such as "cube(2, 2, 2)"; the model\'s if not given.')]
-Context = Annotated[int | None, typer.Option(help="Units before its own that a unit sees; the model's if not given.")]
-Sink = Annotated[int | None, typer.Option(help="First units that every unit sees besides.")]
+Context = Annotated[
+    int | None, typer.Option(min=0, help="Units before its own that a unit sees; the model's if not given.")
+]
+Sink = Annotated[int | None, typer.Option(min=0, help="First units that every unit sees besides.")]
 History = Annotated[
-    int | None, typer.Option(help="Units computed anew at another prompt; those of the context if not given.")
+    int | None, typer.Option(min=0, help="Units computed anew at another prompt; those of the context if not given.")
 ]
 
 SampleSeed = Annotated[int, typer.Option(help="Of prompts and samples.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of PyTorch; as they are set if not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch; as they are set if not given.")]
 Report = Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")]
 Sheet = Annotated[Path | None, typer.Option(help="Also draw 12 samples as PNG.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw it as PNG; needs matplotlib.")]

@@ -56,11 +56,13 @@ def profile(
         str | None,
         typer.Option(help='Paper U: its units, such as "frame"; a preset of that paper gets "cube(2, 2, 2)".'),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Paper U: steps before the clean pass; a preset's: 4.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Paper U: steps before the clean pass; a preset's: 4.")
+    ] = None,
     layers: Annotated[
         int | None, typer.Option(help="With --preset: only the first so many layers; it is said.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Clips at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 1,
     guidance: Annotated[
         bool | None, typer.Option("--guidance/--no-guidance", help="Run each step without the condition too.")
     ] = None,
@@ -77,7 +79,9 @@ def profile(
         typer.Option(help="Paper S: what the decoder computes in; if not given bf16 on a GPU, else float32."),
     ] = None,
     device: Annotated[Device | None, typer.Option(help="The GPU where there is one, if not given.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Timed clips; as many as fit --seconds if not given.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Timed clips; as many as fit --seconds if not given.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of timing, about; 3 clips at least.")] = 10.0,
     once: Annotated[bool, typer.Option("--once", help="One clip and no other, for what takes minutes.")] = False,
     compare: Annotated[Peer | None, typer.Option(help="Run the same model in eager PyTorch beside it.")] = None,
@@ -125,7 +129,7 @@ def profile(
         chosen = {"units": units, "steps": steps}
         if preset:
             sizes["layers"] = layers
-            chosen = {"units": units or "cube(2, 2, 2)", "steps": steps or 4}
+            chosen = {"units": units or "cube(2, 2, 2)", "steps": 4 if steps is None else steps}
         elif layers is not None:
             raise ValueError("profile: expected --layers only with --preset")
         if not of_u:

@@ -19,6 +19,7 @@ from videoar.data.pixels import to_uint8
 from videoar.evaluation.adherence import ATTRIBUTES, heldout_prompts
 from videoar.evaluation.caption_use import wrong_caption
 from videoar.evaluation.long_stream import WINDOW, Shares, sliding_windows
+from videoar.next_unit.frames import ends_frames, frames_after
 from videoar.next_unit.pipeline import UnitPipeline
 
 
@@ -70,7 +71,7 @@ def switch_report(
     Args:
         pipeline: trained on sprites.
         streams: how many.
-        before: latent frames before the switch, at the end of a clip; two clips if None.
+        before: latent frames before the switch, where a unit ends them all; two clips if None.
         contexts: context lengths that are watched after it.
         batch: streams at a time.
         seed: of prompts and samples.
@@ -78,7 +79,8 @@ def switch_report(
         options: fields of `UnitDefaults` to change.
 
     Raises:
-        ValueError: a switch too early for a window before it.
+        ValueError: a switch too early for a window before it, or within a unit, which would come later;
+            or contexts < 1.
     """
     pipeline = pipeline.with_options(**options)
     defaults, stride = pipeline.defaults, pipeline.autoencoder.config.time_stride
@@ -87,6 +89,9 @@ def switch_report(
     start = 1 + stride * (before - 1)  # the first frame under the new prompt
     if start < WINDOW:
         raise ValueError(f"switch_report: expected at least {WINDOW} frames before the switch, got {start}")
+    _check_ends(before, pipeline)
+    if contexts < 1:
+        raise ValueError(f"switch_report: expected contexts >= 1, got {contexts}")
     context = context_frames(pipeline)
     last = contexts * context  # the last window
     frames = start + stride * last + WINDOW
@@ -114,6 +119,19 @@ def switch_report(
         within_context=after[context],
         follows_after={name: _follows_after(name, seen[1:], new) for name in ATTRIBUTES},
     )
+
+
+def _check_ends(before: int, pipeline: UnitPipeline) -> None:
+    """Raises ValueError for a number of latent frames after which some unit is half made: the switch would wait."""
+    layout, patch = pipeline.defaults.layout, pipeline.transformer.config.patch[0]
+    ready = zip(ends_frames(layout), frames_after(layout), strict=True)
+    clip, ends = layout.grid[0] * patch, sorted(count * patch for ended, count in ready if ended)
+    if before % clip not in (*ends, 0):
+        within = ", ".join(map(str, ends))
+        raise ValueError(
+            f"switch_report: expected before at the end of a unit's frames, {within} latent frames into a clip of "
+            f"{clip}, got {before}, which is {before % clip} into one"
+        )
 
 
 def context_frames(pipeline: UnitPipeline) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from videoar.evaluation.adherence import ATTRIBUTES
+from videoar.evaluation.unit_quality import UnitQuality
 from videoar.model_folder import read_json
 
 
@@ -24,10 +25,16 @@ def unit_table(reports: Sequence[dict], *, first: str = "units") -> str:
         first: heading of the first column.
 
     Raises:
-        ValueError: no report.
+        ValueError: no report, or something else.
     """
     if not reports:
         raise ValueError("unit_table: expected at least one report, got none")
+    for number, report in enumerate(reports):
+        if not isinstance(report, dict) or (missing := sorted({"name", *UnitQuality._fields} - set(report))):
+            lacks = f"one without {', '.join(missing)}" if isinstance(report, dict) else type(report).__name__
+            raise ValueError(
+                f"unit_table: expected reports of `videoar evaluate units`, got {lacks} as number {number + 1}"
+            )
     rows: dict[str, list[dict]] = {}
     for report in reports:
         rows.setdefault(report["name"], []).append(report)
@@ -77,7 +84,10 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--first", default="units", help="heading of the first column")
     given = parser.parse_args()
-    print(unit_table([read_json(path) for path in given.reports], first=given.first))
+    try:
+        print(unit_table([read_json(path) for path in given.reports], first=given.first))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from videoar.model_folder import read_json
 from videoar.next_unit.denoising import SamplingOptions
 from videoar.next_unit.layout import Grid, UnitLayout
 from videoar.next_unit.units import parse_units
+from videoar_kernels.argument_types import finite, whole
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class UnitDefaults:
         history: units that a switch of prompts computes anew; None: those of the window.
         fps: frame rate of the clips it was trained on.
         wrap: whether these were sprites on a torus, which are measured as such.
+
+    Raises:
+        ValueError: a value that makes no sense. TypeError: one that is no number.
     """
 
     units: str = "cube(2, 2, 2)"
@@ -39,9 +45,34 @@ class UnitDefaults:
     wrap: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", str(parse_units(str(self.units))))
-        object.__setattr__(self, "grid", tuple(int(size) for size in self.grid))
-        _ = self.options, self.layout  # which say what makes no sense
+        self._set("units", str(parse_units(str(self.units))))
+        self._set("grid", tuple(whole("UnitDefaults", "grid", size) for size in self.grid))
+        for name in ("window", "sink", "history"):
+            if getattr(self, name) is not None or name == "sink":
+                self._set(name, whole("UnitDefaults", name, getattr(self, name)))
+                if getattr(self, name) < 0:
+                    raise ValueError(f"UnitDefaults: expected {name} >= 0, got {getattr(self, name)}")
+        self._set("fps", finite("UnitDefaults", "fps", self.fps))
+        if self.fps <= 0:
+            raise ValueError(f"UnitDefaults: expected fps > 0, got {self.fps}")
+        for name, value in vars(self.options).items():
+            self._set(name, value)
+        _ = self.layout  # which says what makes no sense
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def read(cls, path: str | Path) -> UnitDefaults:
+        """Read a `sampling.json`.
+
+        Raises:
+            ValueError: it holds anything else.
+        """
+        try:
+            return cls(**read_json(path))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"UnitDefaults.read: {path}: {error}") from None
 
     @property
     def options(self) -> SamplingOptions:

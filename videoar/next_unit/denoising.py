@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from videoar.next_unit.flow import sampling_levels
+from videoar_kernels.argument_types import finite
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class SamplingOptions:
         method: "renoise": predict the clean unit and add fresh noise of the next level, for distilled models;
             "euler": follow the flow, for models that were trained by flow matching alone.
         guidance: flow = uncond + guidance * (cond - uncond); 1 is none.
+
+    Raises:
+        ValueError: another method, no step, a shift that is not positive, or an infinite number.
+        TypeError: one that is no number.
     """
 
     steps: int = 4
@@ -36,6 +41,9 @@ class SamplingOptions:
         if self.method not in ("renoise", "euler"):
             raise ValueError(f"SamplingOptions: expected method 'renoise' or 'euler', got {self.method!r}")
         sampling_levels(self.steps, self.shift)
+        for name in ("shift", "guidance"):
+            object.__setattr__(self, name, finite("SamplingOptions", name, getattr(self, name)))
+        object.__setattr__(self, "steps", int(self.steps))
 
 
 class SampledUnit(NamedTuple):

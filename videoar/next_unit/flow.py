@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from videoar_kernels.argument_types import finite, whole
+
 
 def shifted(level: Tensor, shift: float) -> Tensor:
     """Levels in 0 to 1 moved towards noise: s -> k s / (1 + (k - 1) s)."""
@@ -22,9 +24,10 @@ def sampling_levels(steps: int, shift: float = 5.0) -> tuple[float, ...]:
     Four steps at shift 5 are 1, 0.9375, 0.8333 and 0.625: timesteps 1000, 937.5, 833.3 and 625, as in Self-Forcing.
 
     Raises:
-        ValueError: no step, or a shift that is not positive.
+        ValueError: no step, or a shift that is not positive and finite. TypeError: one that is no number.
     """
-    if steps < 1 or not shift > 0:
+    steps, shift = whole("sampling_levels", "steps", steps), finite("sampling_levels", "shift", shift)
+    if steps < 1 or shift <= 0:
         raise ValueError(f"sampling_levels: expected steps >= 1 and shift > 0, got {steps} and {shift}")
     even = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
     return tuple(shifted(even, shift).tolist())

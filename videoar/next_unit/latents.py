@@ -5,6 +5,8 @@ A token is one patch, flattened as (p_t, p_h, p_w, channels). Source: paper U, S
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -18,7 +20,7 @@ def patch_grid(latents: Tensor, patch: Grid) -> Grid:
     Raises:
         ValueError: another shape, or a size that the patch does not divide.
     """
-    sizes = tuple(latents.shape[2:])
+    sizes = latents.shape[2:]
     if latents.ndim != 5 or any(size % p for size, p in zip(sizes, patch, strict=True)):
         raise ValueError(
             f"patch_grid: expected latents (B, C, T, H, W) that patches of {patch} divide, got {tuple(latents.shape)}"
@@ -61,10 +63,12 @@ def from_sequence(tokens: Tensor, layout: UnitLayout, patch: Grid) -> Tensor:
         (B, C, T', H', W').
 
     Raises:
-        ValueError: a sequence of another length.
+        ValueError: a sequence of another length, or a width that the patch does not divide.
     """
-    if tokens.shape[1] != layout.length:
-        raise ValueError(f"from_sequence: expected {layout.length} tokens, got {tokens.shape[1]}")
+    cells = prod(patch)
+    if tokens.ndim != 3 or tokens.shape[1] != layout.length or tokens.shape[2] % cells:
+        expected = f"(B, {layout.length}, {cells} * C)"
+        raise ValueError(f"from_sequence: expected tokens of shape {expected}, got {tuple(tokens.shape)}")
     frames, height, width = layout.grid
     finest = layout.inverse[-frames * height * width :].to(tokens.device)
     return from_cells(tokens[:, finest].unflatten(1, layout.grid), patch)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from videoar_kernels import RangeMask, unit_positions
+from videoar_kernels.argument_types import whole
 
 Grid = tuple[int, int, int]
 
@@ -106,7 +107,11 @@ class UnitLayout:
 
         Returns:
             int64 (length, 3).
+
+        Raises:
+            TypeError: a start that is no int.
         """
+        start = whole("UnitLayout.positions", "start", start)
         kept = _positions(self, torch.device(device or "cpu"))
         if not start:
             return kept
@@ -132,8 +137,10 @@ class UnitLayout:
         """The finished units that condition a unit while it is sampled: what the cache must hold, ascending.
 
         Raises:
-            ValueError: no such unit, or a negative window or sink.
+            ValueError: no such unit, or a negative window or sink. TypeError: one of them is no int.
         """
+        unit, sink = whole("UnitLayout.sees", "unit", unit), whole("UnitLayout.sees", "sink", sink)
+        window = None if window is None else whole("UnitLayout.sees", "window", window)
         if not 0 <= unit < len(self.units):
             raise ValueError(f"UnitLayout.sees: expected a unit in 0..{len(self.units) - 1}, got {unit}")
         if sink < 0 or (window is not None and window < 0):
@@ -146,7 +153,9 @@ class UnitLayout:
 
         Raises:
             ValueError: clips < 1, or a level whose frames do not divide the grid's, which would stand elsewhere.
+            TypeError: clips is no int.
         """
+        clips = whole("UnitLayout.repeated", "clips", clips)
         if clips < 1:
             raise ValueError(f"UnitLayout.repeated: expected at least one clip, got {clips}")
         if clips == 1:

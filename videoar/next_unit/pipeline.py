@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from videoar.decode_ahead import decode_ahead
-from videoar.model_folder import read_json, replaced_folder, write_json
+from videoar.model_folder import replaced_folder, write_json
 from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
 from videoar.next_unit.defaults import WAN_DEFAULTS, UnitDefaults
 from videoar.next_unit.frames import latent_frames
@@ -22,6 +22,7 @@ from videoar.next_unit.wan import load_wan
 from videoar.next_unit.wan_vae import WanVideoAutoencoder
 from videoar.step_graphs import KeptDecoders
 from videoar.text import Conditioner, PretrainedTextConfig, PretrainedTextEncoder, Prompt, load_conditioner
+from videoar_kernels.argument_types import whole
 
 
 class UnitPipeline:
@@ -58,7 +59,7 @@ class UnitPipeline:
         """Read a folder that `save_pretrained` wrote.
 
         Raises:
-            FileNotFoundError: a part is missing.
+            FileNotFoundError: a part is missing. ValueError: a sampling.json of something else.
         """
         folder = Path(folder)
         if not (folder / "sampling.json").is_file():
@@ -67,7 +68,7 @@ class UnitPipeline:
             load_autoencoder(folder / "autoencoder"),
             NextUnitTransformer.from_pretrained(folder / "transformer"),
             load_conditioner(folder / "text"),
-            UnitDefaults(**read_json(folder / "sampling.json")),
+            UnitDefaults.read(folder / "sampling.json"),
         )
 
     @classmethod
@@ -158,7 +159,8 @@ class UnitPipeline:
             changes: other values for fields of `UnitDefaults`, such as steps, guidance or units.
 
         Raises:
-            ValueError: no frame, another number of seeds, or values that make no sense.
+            ValueError: no frame, another number of seeds, or values that make no sense. TypeError: a prompt in place
+                of a list of them, or frames or seeds that are no ints.
         """
         frames = self.with_options(**changes).frames if frames is None else frames
         return torch.cat(list(self.stream(prompts, frames=frames, seed=seed, **changes)), dim=2)
@@ -203,7 +205,12 @@ class UnitPipeline:
         **changes,
     ) -> Iterator[Tensor]:
         """Yield latents (B, C, n, H', W') in the order of time as they are complete; arguments as `stream`."""
+        if _is_one(prompts):
+            raise TypeError(f"UnitPipeline: expected prompts as a list, got {prompts!r}")
+        if not len(prompts):
+            raise ValueError("UnitPipeline: expected at least one prompt, got none")
         chosen = self.with_options(**changes).defaults
+        frames = None if frames is None else whole("UnitPipeline", "frames", frames)
         if frames is not None and frames < 1:
             raise ValueError(f"UnitPipeline: expected at least one frame, got {frames}")
         if switches and min(switches) <= 0:
@@ -217,7 +224,7 @@ class UnitPipeline:
         uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
         history = None if clips == 1 else chosen.history
         shape = {"options": options, "clips": clips, "window": window, "sink": chosen.sink, "history": history}
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed] * count
         decoder = self._decoder(text, layout, shape)
         units = decoder.decode(text, seeds=seeds, uncond=uncond)
 

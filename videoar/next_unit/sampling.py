@@ -21,6 +21,7 @@ from videoar.next_unit.prompt_switch import CleanUnits
 from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.observer import UNOBSERVED, Observer
 from videoar.step_graphs import StepRunner, run_eagerly
+from videoar_kernels.argument_types import whole
 
 
 def sample_units(
@@ -147,8 +148,12 @@ class UnitDecoder:
 
         Raises:
             RuntimeError: if another clip is not finished.
-            ValueError: if seeds and prompts differ in number, or guidance lacks `uncond`.
+            ValueError: if seeds and prompts differ in number, guidance lacks `uncond`, or a seed is outside 64 bits.
+            TypeError: a seed is no int.
         """
+        seeds = [whole("sample_units", "seeds", seed) for seed in seeds]
+        if not all(-(1 << 63) <= seed < 1 << 64 for seed in seeds):
+            raise ValueError(f"sample_units: expected seeds of 64 bits, got {seeds}")
         if len(seeds) != self.batch or text.shape[0] != self.batch:
             raise ValueError(
                 f"sample_units: expected {self.batch} seeds and prompts, got {len(seeds)} and {text.shape[0]}"

@@ -187,7 +187,7 @@ class NextUnitTransformer(nn.Module):
             tokens: its noisy patches (B, n, patch_width); clean ones, at timestep 0, before it is committed.
             timesteps: (B,), 0 to 1000.
             text, layout, start: as in `forward`.
-            unit: which one.
+            unit: which one: the next to commit, or with positions any.
             cache: the units before it.
             positions: int64 (n, 3) of its tokens; None: those of layout and start.
 
@@ -195,10 +195,15 @@ class NextUnitTransformer(nn.Module):
             (B, n, patch_width).
 
         Raises:
-            ValueError: a shape that does not fit.
+            ValueError: a shape that does not fit, or a unit that is not the next.
         """
+        if not 0 <= unit < len(layout.units):
+            raise ValueError(f"NextUnitTransformer.step: expected unit in 0..{len(layout.units) - 1}, got {unit}")
         self._check("step", tokens, timesteps[:, None], layout.lengths[unit], (1,))
         if positions is None:
+            following = cache.committed % len(layout.units)
+            if unit != following:
+                raise ValueError(f"NextUnitTransformer.step: expected unit {following}, the next to commit, got {unit}")
             positions = layout.positions(start, device=tokens.device)[layout.within(unit)]
         return self.run_units(tokens, timesteps[:, None], text, layout, (unit,), CachedUnit(positions, cache.kv))
 

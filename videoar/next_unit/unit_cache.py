@@ -11,6 +11,7 @@ import torch
 from videoar.next_unit.config import BackboneConfig
 from videoar.next_unit.layout import UnitLayout
 from videoar_kernels import KVCache
+from videoar_kernels.argument_types import whole
 
 MOST_PLACES = 128  # at which a stream's units lie in the ring: a CUDA graph is captured for each
 
@@ -32,7 +33,7 @@ class UnitCache:
         device: where they lie.
 
     Raises:
-        ValueError: a negative window or sink, or fewer than one clip.
+        ValueError: a negative window or sink, or fewer than one clip. TypeError: one of them is no int.
 
     Source: paper U, Sec. 3.4; rewriting until clean as in Self-Forcing.
     """
@@ -50,11 +51,14 @@ class UnitCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        sink, clips = whole("UnitCache", "sink", sink), whole("UnitCache", "clips", clips)
+        window = None if window is None else whole("UnitCache", "window", window)
         if sink < 0 or (window is not None and window < 0) or clips < 1:
             raise ValueError(
                 f"UnitCache: expected window and sink >= 0 and clips >= 1, got {window}, {sink} and {clips}"
             )
         self.window, self.sink = window, sink
+        self.committed = 0  # units, since it was empty
         pinned = sum(islice(cycle(layout.lengths), sink))
         if window is None:
             capacity = max(clips * layout.length, pinned)
@@ -77,6 +81,7 @@ class UnitCache:
     def commit(self) -> None:
         """Keeps the pending unit, and drops the oldest one if the window is full."""
         self.kv.commit()
+        self.committed += 1
         if self.window is not None:
             self.kv.evict(max(self.kv.units - self.window, 0))
 
@@ -90,6 +95,7 @@ class UnitCache:
 
     def reset(self) -> None:
         """Forgets everything; the memory stays."""
+        self.committed = 0
         self.kv.reset()
 
 

@@ -11,13 +11,14 @@ A scheme knows no size; `scheme.on((T, H, W))` lays it over a grid. Source: pape
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from typing import Literal
 
 from videoar.next_unit.layout import Grid, Unit, UnitLayout
+from videoar_kernels.argument_types import whole
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class UnitScheme:
             grid: (T, H, W) in tokens.
 
         Raises:
-            ValueError: an empty grid, or a scale larger than it.
+            ValueError: an empty grid, or a scale larger than it. TypeError: a size that is no int.
         """
-        return _layout(self, tuple(int(size) for size in grid))
+        return _layout(self, tuple(whole("UnitScheme.on", "grid", size) for size in grid))
 
     def __str__(self) -> str:
         if self.kind == "frame":
@@ -60,22 +61,24 @@ def key_detail(k: int) -> UnitScheme:
     """Key frames at a distance of k, then the frames between them, one further from their key each step: k steps.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: k < 1. TypeError: it is no int.
     """
+    k = whole("key_detail", "k", k)
     if k < 1:
         raise ValueError(f"key_detail: expected k >= 1, got {k}")
-    return UnitScheme("key_detail", (int(k),))
+    return UnitScheme("key_detail", (k,))
 
 
 def cube(a: int = 2, b: int = 2, c: int = 2) -> UnitScheme:
     """Boxes of about T/a x H/b x W/c, time first, then rows, then columns: a * b * c steps (paper U, Table 3).
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1. TypeError: one that is no int.
     """
+    a, b, c = (whole("cube", name, size) for name, size in zip("abc", (a, b, c), strict=True))
     if min(a, b, c) < 1:
         raise ValueError(f"cube: expected at least one cube along every axis, got {a} x {b} x {c}")
-    return UnitScheme("cube", (int(a), int(b), int(c)))
+    return UnitScheme("cube", (a, b, c))
 
 
 def multiscale(scales: Sequence[Sequence[int]]) -> UnitScheme:
@@ -86,9 +89,12 @@ def multiscale(scales: Sequence[Sequence[int]]) -> UnitScheme:
             is added where the list does not end with it.
 
     Raises:
-        ValueError: no scale, a size below 1, or an axis that shrinks from one scale to the next.
+        ValueError: no scale, a size below 1, or an axis that shrinks from one scale to the next. TypeError: a scale
+            that is no sequence, or a size that is no int.
     """
-    sizes = tuple(tuple(int(size) for size in scale) for scale in scales)
+    if any(not isinstance(scale, Iterable) or isinstance(scale, str) for scale in scales):
+        raise TypeError(f"multiscale: expected scales as (h, w) or (t, h, w), got {list(scales)}")
+    sizes = tuple(tuple(whole("multiscale", "sizes", size) for size in scale) for scale in scales)
     if not sizes or len({len(scale) for scale in sizes}) > 1 or len(sizes[0]) not in (2, 3):
         raise ValueError(f"multiscale: expected scales that are all (h, w) or all (t, h, w), got {list(scales)}")
     if min(min(scale) for scale in sizes) < 1:
@@ -105,7 +111,7 @@ def parse_units(text: str) -> UnitScheme:
     Raises:
         ValueError: another name, or numbers that do not fit.
     """
-    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([\dx,\s]*)\))?\s*", text)
+    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([\dx,\s]*)\))?\s*", text) if isinstance(text, str) else None
     kind, inside = (found[1], found[2] or "") if found else ("", "")
     numbers = [part.strip() for part in inside.split(",") if part.strip()]
     try:

@@ -84,12 +84,19 @@ def spread(shares: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run with a YAML file, dotted overrides and, after `--`, the seeds (0, 1 and 2)."""
-    settings, seeds = list(arguments), [0, 1, 2]
+    settings, said = list(arguments), ["0", "1", "2"]
     if "--" in settings:
         place = settings.index("--")
-        settings, seeds = settings[:place], [int(seed) for seed in settings[place + 1 :]]
-    path, *overrides = settings
-    print(table(critics_ablation(load_config(path, overrides, DmdTraining), seeds)))
+        settings, said = settings[:place], settings[place + 1 :]
+    try:
+        if not settings:
+            raise ValueError("critics_ablation: expected a YAML file first, got none")
+        if not said or not all(seed.isdecimal() for seed in said):
+            raise ValueError(f"critics_ablation: expected seeds after --, got {' '.join(said) or 'none'}")
+        config = load_config(settings[0], settings[1:], DmdTraining)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table(critics_ablation(config, [int(seed) for seed in said])))
 
 
 if __name__ == "__main__":
