@@ -102,6 +102,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(teacher: Path, tmp_path: Pat
     losses(train, config, monkeypatch, killed_after=4)
     with pytest.raises(ValueError, match=r"checkpoints of other settings.* units: expected 'cube\(2, .*', got 'frame'"):
         train(replace(config, units="frame"))
+    with pytest.raises(ValueError, match="expected steps of at least the 4 done, got 3"):
+        train(replace(config, steps=3))
     (tmp_path / "killed" / "settings.json").rename(tmp_path / "settings.json")  # as a folder of before it was written
     resumed = losses(train, config, monkeypatch)
     assert resumed == {step: whole[step] for step in (4, 5)}

@@ -199,9 +199,9 @@ def fast() -> OptimizerConfig:
 
 
 def test_critics_move_alone_at_first(models, tmp_path, monkeypatch):
-    config = tiny(models, tmp_path, critic_only=1, generator=fast())
-    losses(train, config, monkeypatch, killed_after=1)
-    kept = load_file(tmp_path / "checkpoints" / "step-00000001" / "model.safetensors")
+    config = tiny(models, tmp_path, steps=3, critic_only=2, critic_steps=1, generator=fast())
+    losses(train, config, monkeypatch, killed_after=2)
+    kept = load_file(tmp_path / "checkpoints" / "step-00000002" / "model.safetensors")
     start = UnitPipeline.from_pretrained(config.start).transformer.state_dict()
     assert all(torch.equal(x, kept[f"generator.{name}"]) for name, x in start.items())
     assert any(not torch.equal(x, kept[f"critics.0.{name}"]) for name, x in start.items())

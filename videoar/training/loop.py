@@ -49,12 +49,14 @@ def run_steps(
         evaluate: gives a report, which also goes to `curve.json`; an empty one is left out.
 
     Raises:
-        ValueError: the checkpoint was trained under other settings.
+        ValueError: the checkpoint was trained under other settings, or for more steps.
     """
     start = 0
     if (checkpoint := latest_checkpoint(config.output)) is not None:
         check_settings(config)
         start = load_checkpoint(checkpoint, model, optimizer, average)["step"]
+        if start > config.steps:
+            raise ValueError(f"{config.output}: expected steps of at least the {start} done, got {config.steps}")
     if accelerator.is_main_process:
         keep_settings(config)
     with RunLog(accelerator, config.steps, start=start, every=config.log_every) as log:

@@ -37,7 +37,7 @@ class DmdTraining:
     """A run of Symmetric DMD; units, grid, window and sink are those of `start`.
 
     Args:
-        output: folder of the run: checkpoints, TensorBoard logs, `curve.json` and, at the end, the model (`model/`).
+        output: folder of the run: `settings.json`, checkpoints, TensorBoard logs, `curve.json` and, last, `model/`.
         start: folder of the causal model that generator and critics start from.
         teacher: folder of the full-attention model, the real score; its text encoder must be that of `start`. For
             `multiscale` it must know the joint sequence of all levels.
@@ -47,6 +47,7 @@ class DmdTraining:
         passes: steps of the generator before the clean one.
         shift: of the levels of these steps.
         clips: at most so many clips in a row are rolled out, as in a stream; scores are compared on the last of them.
+            More than one needs a `start` without sink.
         score_shift: of the levels at which scores are compared.
         critic_steps: moves of the critics before each move of the generator.
         critic_reuse: moves of the critics on the same clips, each at fresh noise.

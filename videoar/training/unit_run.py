@@ -41,7 +41,7 @@ class UnitTraining:
     """A run of flow matching.
 
     Args:
-        output: folder of the run: checkpoints, TensorBoard logs, `curve.json` and, at the end, the model (`model/`).
+        output: folder of the run: `settings.json`, checkpoints, TensorBoard logs, `curve.json` and, last, `model/`.
         autoencoder: folder of the frozen autoencoder; None: that of `start`.
         start: folder of a model to start from, whose text encoder stays as it is; None: from random weights.
         units: the scheme, as `parse_units` reads it.
