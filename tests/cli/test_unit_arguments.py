@@ -41,6 +41,13 @@ def test_numbers_out_of_range_are_named(command, option, value, least):
     assert done.exit_code == 2 and option in said and re.search(rf"(>=|or equal to ){least}\b", said)
 
 
+@pytest.mark.parametrize("fps", ["0", "-3", "nan", "inf"])
+def test_a_frame_rate_that_makes_no_sense_is_named(tmp_path, fps):
+    done = CliRunner().invoke(app, ["generate", "--fps", fps, "-o", str(tmp_path / "a.mp4")])
+    assert done.exit_code == 1 and f"expected --fps above 0, got {float(fps)}" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,8 @@ def generate(
     of_scales = {"image": image, "video": video, "context_frames": context_frames, "temperature": temperature}
     of_units = {"units": units, "steps": steps}
     with readable_errors():
+        if fps is not None and not 0 < fps < inf:
+            raise ValueError(f"generate: expected --fps above 0, got {fps}")
         if image and video:
             raise ValueError("generate: expected --image or --video, got both")
         folder = model or shipped_model()
