@@ -87,6 +87,7 @@ def test_permutation_and_inverse_undo_each_other(scheme, grid):
 def test_a_cube_is_about_a_half_along_every_axis():
     layout = cube().on((5, 3, 7))
     assert [unit.shape for unit in layout.units] == list(itertools.product((3, 2), (2, 1), (4, 3)))
+    assert layout.starts == (0,) * 4 + (3,) * 4
 
 
 def test_more_cubes_than_cells_are_as_many_as_cells():
