@@ -46,8 +46,6 @@ def test_the_shipped_model_is_profiled_where_nothing_is_named():
         (("--preset", "tiny", "--shape", "17"), "such as 17x128x128, got '17'"),
         (("--preset", "tiny", "--shape", "8x32x32"), "1 + n * 4 frames"),
         (("--preset", "tiny", "--scales", "1,3"), "2x2"),
-        (("--preset", "tiny", "--batch", "0"), "--batch of at least 1"),
-        (("--preset", "tiny", "--rounds", "0"), "--rounds of at least 1"),
         (("--preset", "tiny", "--precision", "bf16", "--dtype", "bf16"), "--precision or --dtype, got both"),
         (("--preset", "tiny", "--json", "."), "expected a file for --json, got the folder ."),
     ],
