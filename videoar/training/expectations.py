@@ -67,6 +67,15 @@ def expect_wrap(data: ClipsConfig, wrap: bool, name: str) -> None:
         raise ValueError(f"data.wrap: expected {wrap}, as the model of {name} has it, got {data.wrap}")
 
 
+def expect_no_sink(expected: str, sink: int, clips: int) -> None:
+    """No sink with several clips: a stream has other positions behind a sink than training on clips in a row."""
+    if sink and clips > 1:
+        raise ValueError(
+            f"{expected}, as a stream closes up the time of dropped units behind the sink and training does not, "
+            f"got sink {sink} and {clips} clips"
+        )
+
+
 def _is_floating(name: str) -> bool:
     kind = getattr(torch, name, None)
     return isinstance(kind, torch.dtype) and kind.is_floating_point

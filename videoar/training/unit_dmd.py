@@ -19,7 +19,14 @@ from videoar.next_unit.flow import sampling_levels
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
-from videoar.training.expectations import expect_at_least, expect_finite, expect_positive, expect_run, expect_wrap
+from videoar.training.expectations import (
+    expect_at_least,
+    expect_finite,
+    expect_no_sink,
+    expect_positive,
+    expect_run,
+    expect_wrap,
+)
 from videoar.training.heldout import measured_adherence
 from videoar.training.latents import all_captions
 from videoar.training.loop import descend, run_steps
@@ -180,11 +187,7 @@ def build_objective(config: DmdTraining, start: UnitPipeline, teacher: UnitPipel
     """
     for name, model in (("start", start), ("teacher", teacher)):
         expect_wrap(config.data, model.defaults.wrap, name)
-    if start.defaults.sink and config.clips > 1:
-        raise ValueError(
-            "unit-dmd: expected a start without sink for several clips, as a stream closes up the time of dropped "
-            f"units behind the sink and training does not, got sink {start.defaults.sink} and {config.clips} clips"
-        )
+    expect_no_sink("unit-dmd: expected a start without sink for several clips", start.defaults.sink, config.clips)
     known, wanted = teacher.transformer.config.levels, start.transformer.config.levels
     if known != wanted:
         raise ValueError(f"unit-dmd: expected a teacher of {wanted} levels, as the units of start have, got {known}")

@@ -25,7 +25,14 @@ from videoar.next_unit.units import parse_units
 from videoar.text import Conditioner, WordEncoder, WordEncoderConfig, WordTokenizer, load_conditioner
 from videoar.training.clips import ClipsConfig
 from videoar.training.ema import WeightAverage
-from videoar.training.expectations import expect_at_least, expect_finite, expect_run, expect_share, expect_wrap
+from videoar.training.expectations import (
+    expect_at_least,
+    expect_finite,
+    expect_no_sink,
+    expect_run,
+    expect_share,
+    expect_wrap,
+)
 from videoar.training.heldout import heldout_latents, measured_adherence
 from videoar.training.latents import Encode, LatentBatch, all_captions, latent_batches
 from videoar.training.loop import descend, run_steps
@@ -109,11 +116,7 @@ class UnitTraining:
         expect_finite(self, "level_weight")
         if self.window is not None:
             expect_at_least(self, 0, "window")
-        if self.sink and self.clips > 1:
-            raise ValueError(
-                f"{type(self).__name__}: expected sink 0 with several clips, as a stream closes up the time of dropped "
-                f"units behind the sink and training does not, got sink {self.sink} and {self.clips} clips"
-            )
+        expect_no_sink(f"{type(self).__name__}: expected sink 0 with several clips", self.sink, self.clips)
 
     @property
     def autoencoder_folder(self) -> Path:
