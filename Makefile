@@ -12,7 +12,7 @@ endif
 CLANG_FORMAT = $(PYTHON) -c 'import sys, clang_format; sys.exit(clang_format.clang_format())'
 CPP = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench emulate sanitize cuda-on-cpu lint format cuda-check gpu-check build clean
+.PHONY: demo test suite bench emulate sanitize cuda-on-cpu lint format cuda-check gpu-check build clean
 
 $(VENV)/.ready: setup.py pyproject.toml CMakeLists.txt requirements.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
@@ -27,11 +27,13 @@ demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
 	PYTHONPATH=. $(PYTHON) examples/stream.py
 
-# The CUDA kernels are tested as C++; where the CPU lacks AVX-512 with BF16, `emulate` runs those kernels' tests too.
+# Beside the suite, on another core: the CUDA kernels as C++, and where the CPU lacks AVX-512 with BF16, those kernels too.
 EMULATED = $(shell grep -qs avx2 /proc/cpuinfo && ! grep -qs avx512_bf16 /proc/cpuinfo && echo emulate)
 test: $(READY)
-	$(PYTHON) -m pytest tests
-	$(MAKE) --jobs=2 --output-sync=target cuda-on-cpu $(EMULATED) PYTHON=$(PYTHON)
+	MAX_JOBS=1 $(MAKE) --jobs=2 --output-sync=target suite $(EMULATED) cuda-on-cpu PYTHON=$(PYTHON)
+
+suite: $(READY)
+	+$(PYTHON) -m pytest tests  # the + shows its progress, which make would hold back until the end
 
 # Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
 bench: $(READY)
@@ -40,8 +42,8 @@ bench: $(READY)
 
 # The kernel tests of the AVX-512 paths, run by AVX2: TESTS=tests/kernels/test_rope.py for one family.
 emulate: $(READY)
-	VIDEOAR_CPU_ISAS="avx512 avx512_bf16" VIDEOAR_EMULATE_AVX512=1 $(PYTHON) setup.py --quiet build_ext --inplace
-	VIDEOAR_LIBRARY=$$(ls -d $(CURDIR)/build/cmake-*-emulate/lib/libvideoar_ops.so) \
+	VIDEOAR_TEST_LIBRARY=emulated $(PYTHON) setup.py --quiet build_ext --inplace
+	VIDEOAR_LIBRARY=$$(ls -d $(CURDIR)/build/cmake-*/test_libraries/libvideoar_emulated.so) \
 	  $(PYTHON) -m pytest $(or $(TESTS),tests/kernels) -k avx512
 
 # The kernel tests on a build with AddressSanitizer and UBSan, every instruction set in it.

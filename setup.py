@@ -47,10 +47,9 @@ class CMakeBuild(build_ext):
                 "`pip install --no-build-isolation -e .`"
             ) from None
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        special = [kind for kind in ("SANITIZE", "EMULATE_AVX512") if os.environ.get(f"VIDEOAR_{kind}")]
-        if special:
-            # Such a library is for tests only: it stays in its own folder, and VIDEOAR_LIBRARY loads it.
-            build = build.with_name("-".join([build.name, *(kind.split("_")[0].lower() for kind in special)]))
+        if sanitize := os.environ.get("VIDEOAR_SANITIZE"):
+            # Such a build is for tests only: it stays in its own folder.
+            build = build.with_name(f"{build.name}-sanitize")
             output = build / "lib"
         build.mkdir(parents=True, exist_ok=True)
         arguments = [
@@ -62,8 +61,7 @@ class CMakeBuild(build_ext):
             f"-DVIDEOAR_VERSION={self.distribution.get_version()}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('VIDEOAR_BUILD_TYPE', 'Release')}",
             f"-DVIDEOAR_CPU_ISAS={os.environ.get('VIDEOAR_CPU_ISAS', 'portable avx2 avx512 avx512_bf16')}",
-            f"-DVIDEOAR_EMULATE_AVX512={'ON' if os.environ.get('VIDEOAR_EMULATE_AVX512') else 'OFF'}",
-            f"-DVIDEOAR_SANITIZE={os.environ.get('VIDEOAR_SANITIZE', '')}",
+            f"-DVIDEOAR_SANITIZE={sanitize or ''}",
             *cuda_arguments(torch),
         ]
         # cmake and ninja may live in the virtual environment alone, which need not be activated.
@@ -75,8 +73,9 @@ class CMakeBuild(build_ext):
             configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments]
             subprocess.run(configure, check=True, env=environment)
             jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-            # For tests: the operators with the CUDA kernels compiled as C++, beside the usual ones.
-            target = ["--target", "videoar_cuda_on_cpu"] if os.environ.get("VIDEOAR_CUDA_ON_CPU") else []
+            # A library for tests (tests/csrc/CMakeLists.txt) instead of the usual one; the planner serves both.
+            test_library = os.environ.get("VIDEOAR_TEST_LIBRARY")
+            target = ["--target", f"videoar_{test_library}", "_C"] if test_library else []
             subprocess.run(["cmake", "--build", str(build), "-j", jobs, *target], check=True, env=environment)
 
 

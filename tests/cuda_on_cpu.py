@@ -44,8 +44,8 @@ def main() -> int:
         print("cuda-on-cpu: skipped, fibers are written for x86-64")
         return 0
     build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=ROOT, env={**os.environ, "VIDEOAR_CUDA_ON_CPU": "1"}, check=True)
-    folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "cuda_on_cpu"
+    subprocess.run(build, cwd=ROOT, env={**os.environ, "VIDEOAR_TEST_LIBRARY": "cuda_on_cpu"}, check=True)
+    folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "test_libraries"
     library = folder / "libvideoar_cuda_on_cpu.so"
     environment = {**os.environ, "VIDEOAR_LIBRARY": str(library), "PYTHONPATH": str(ROOT)}
     control = subprocess.run([sys.executable, "-c", CONTROL], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-sanitize-emulate"
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-sanitize"
 PACKAGE = BUILD / "package"
 REPORTS = BUILD / "reports"
 # Compilers and subprocesses would run sanitized too, for minutes, and show nothing about the kernels.
@@ -36,13 +36,14 @@ for isa in library.available_isas():
 
 def build() -> None:
     """Builds into a folder of its own and links the Python files beside the libraries."""
-    wanted = {"VIDEOAR_SANITIZE": "address,undefined", "VIDEOAR_EMULATE_AVX512": "1", "VIDEOAR_CUDA": "0"}
+    wanted = {"VIDEOAR_SANITIZE": "address,undefined", "VIDEOAR_TEST_LIBRARY": "emulated", "VIDEOAR_CUDA": "0"}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **wanted}, check=True)
     for source in (ROOT / "videoar_kernels").rglob("*.py"):
         _link(PACKAGE / source.relative_to(ROOT), source)
-    for library in (BUILD / "lib").glob("*.so"):
-        _link(PACKAGE / "videoar_kernels" / library.name, library)
+    for planner in (BUILD / "lib").glob("_C*.so"):
+        _link(PACKAGE / "videoar_kernels" / planner.name, planner)
+    _link(PACKAGE / "videoar_kernels" / "libvideoar_ops.so", BUILD / "test_libraries" / "libvideoar_emulated.so")
 
 
 def _link(place: Path, target: Path) -> None:
