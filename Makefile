@@ -32,8 +32,9 @@ EMULATED = $(shell grep -qs avx2 /proc/cpuinfo && ! grep -qs avx512_bf16 /proc/c
 test: $(READY)
 	MAX_JOBS=1 $(MAKE) --jobs=2 --output-sync=target suite $(EMULATED) cuda-on-cpu PYTHON=$(PYTHON)
 
+# The + shows its progress, which --output-sync would hold back until the end.
 suite: $(READY)
-	+$(PYTHON) -m pytest tests  # the + shows its progress, which make would hold back until the end
+	+$(PYTHON) -m pytest tests
 
 # Measures everything (BENCH=--full: more of it), keeps the run, and writes the tables of the README from it.
 bench: $(READY)

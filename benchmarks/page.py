@@ -10,12 +10,13 @@ import report
 from results import Row, rows_from
 
 STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1400px; padding: 0 1em; color: #1c1c1c; }
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1700px; padding: 0 1em; color: #1c1c1c; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3em .6em; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { cursor: pointer; background: #f3f4f6; position: sticky; top: 0; white-space: nowrap; }
 td.number, td span { white-space: nowrap; } td.number { text-align: right; }
+.sortable td:nth-child(3) { min-width: 13em; }
 .missed { color: #b3261e; } .met { color: #0b6e4f; } .quiet { color: #666; font-size: .9em; }
 .warning { background: #fff4d6; padding: .4em .8em; border-left: 4px solid #e0a100; }
 img { max-width: 100%; } code { background: #f3f4f6; padding: .1em .3em; }
