@@ -47,7 +47,7 @@ class CudaClock:
 
     def __init__(self) -> None:
         size = 4 * torch.cuda.get_device_properties().L2_cache_size
-        self._flush = torch.empty(size, dtype=torch.int8, device="cuda")
+        self._flush = torch.zeros(size // 4, dtype=torch.float32, device="cuda")
         self._ahead: WeakKeyDictionary[Callable, float] = WeakKeyDictionary()
 
     def seconds(self, call: Callable[[], object], iterations: int) -> float:
@@ -55,7 +55,7 @@ class CudaClock:
             self._ahead[call] = host_seconds(call)
         events, ahead = [], self._ahead[call]
         for _ in range(iterations):
-            self._flush.zero_()
+            self._flush.sum()  # written lines would have to go back to memory while the call is timed
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             idle(ahead)
             start.record()

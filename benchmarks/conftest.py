@@ -56,6 +56,8 @@ def compare(request, pytestconfig):
     def compare(cases: CaseSet) -> None:
         wrong = []
         for row in run.measure(cases, family):
+            if path := pytestconfig.getoption("--save-to"):
+                save(path, run.json())  # a kernel that takes the process with it leaves what was measured before
             hand_to_pytest_benchmark(request, row)
             with capture.global_and_fixture_disabled():
                 reporter.ensure_newline()

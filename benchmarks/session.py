@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import allocator
@@ -15,6 +16,7 @@ import page
 import plots
 import report
 import torch
+import torch._functorch.config
 from clock import clock_for
 from measure import Effort, measure
 from registry import Call, Case, CaseSet
@@ -31,6 +33,7 @@ class Run:
     def __init__(self, option, *, complete: bool) -> None:
         self.full, self.device, self.complete = option("--full"), option("--device"), complete
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than fall back to eager silently
+        torch._functorch.config.donated_buffer = False  # backward is timed again and again over one forward
         self.kept = False if option("--fresh-memory") else allocator.keep_freed_memory()
         seconds = option("--seconds") or (6.0 if self.full else 1.7)
         self.effort = Effort(seconds, most=60 if self.full else 30, rounds=option("--rounds"))
@@ -98,9 +101,12 @@ class Run:
             texts.append("freed memory went back to the system: results in fresh memory include page faults")
         return texts
 
+    @cached_property
+    def machine(self) -> dict[str, str]:
+        return machine.describe(self.device)
+
     def json(self) -> dict:
-        facts = machine.describe(self.device)
-        return to_json(self.rows, facts, self.settings, self.limits(), self.warnings())
+        return to_json(self.rows, self.machine, self.settings, self.limits(), self.warnings())
 
     def write(self, path: Path) -> list[Path]:
         """Writes JSON, and beside it the plots and the page; returns the files."""

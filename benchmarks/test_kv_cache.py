@@ -45,19 +45,19 @@ def case(blocks: Blocks, window: int) -> Case:
     layers, new, dtype = len(blocks.k), blocks.k[0].shape[2], blocks.k[0].dtype
     held = 2 * layers * BATCH * HEADS * window * DIM * dtype.itemsize
     bars = {"roll and copy": 10, "ours, window four times as long": 0.85}
+    peers = {"roll and copy": rolling(window, blocks), "concatenate": concatenating(window, blocks)}
+    if on_gpu():
+        peers["torch.compile"] = compiled(window, blocks)
     return Case(
         op="KVCache.append",
         shape=f"{new} new of {window:,}, evicting, H {HEADS} D {DIM}{f', {layers} layers' if layers > 1 else ''}",
         dtype=dtype,
         ours=appending(window, blocks),
         verify=lambda: verify(layers, new, window, dtype),
-        peers={
-            "roll and copy": rolling(window, blocks),
-            "concatenate": concatenating(window, blocks),
-        },
+        peers=peers,
         yardsticks={"ours, window four times as long": appending(4 * window, blocks)},
         bytes=2 * blocks.nbytes,
-        **{"limit": "copy", "bars": gpu_bars() | bars} if on_gpu() else {"limit": "copy same size", "bars": bars},
+        **{"limit": "copy", "bars": gpu_bars(peers) | bars} if on_gpu() else {"limit": "copy same size", "bars": bars},
         notes=f"the window holds {held / 2**20:.0f} MiB of keys and values",
     )
 
@@ -104,6 +104,18 @@ def rolling(window: int, blocks: Blocks) -> Call:
             buffer[:, :, -new:] = block
 
     return call
+
+
+def compiled(window: int, blocks: Blocks) -> Call:
+    """Rolling again, as torch.compile makes it of one call for all layers."""
+    buffers, blocks = buffers_of(window, blocks), [*blocks.k, *blocks.v]
+
+    def roll(buffers: list[Tensor], blocks: list[Tensor]) -> None:
+        for buffer, block in zip(buffers, blocks, strict=True):
+            buffer.copy_(torch.cat([buffer[:, :, block.shape[2] :], block], dim=2))
+
+    call = torch.compile(roll, dynamic=False)
+    return lambda: call(buffers, blocks)
 
 
 def concatenating(window: int, blocks: Blocks) -> Call:

@@ -43,6 +43,11 @@ def eager_attention(q, k, v, dense=None, scale=None):
     return scores.softmax(-1).masked_fill(none, 0) @ v, scores.logsumexp(-1).masked_fill(none.squeeze(-1), -torch.inf)
 
 
+def factor(x):
+    """How many times eager PyTorch's error attention may err: float32 on a GPU is three products of TF32."""
+    return 8.0 if x.is_cuda and x.dtype == torch.float32 else 2.0
+
+
 def check(q, k, v, mask, *, scale=None):
     """Outputs and gradients, through out and lse, may err a small multiple of what eager errs in the same dtype."""
     dense = None if mask is None else mask.to_dense(q.device)
@@ -68,4 +73,4 @@ def check(q, k, v, mask, *, scale=None):
     lse = exact[1][exact[1].isfinite()]
     rounding = torch.finfo(torch.float32).eps / 2 * (lse.abs().max().item() if lse.numel() else 0.0)
     for a, b, low, slack in zip(ours, exact, eager, (0, 0, *[rounding] * 3), strict=True):
-        assert_close(a, b, low, slack=slack)
+        assert_close(a, b, low, factor=factor(q), slack=slack)

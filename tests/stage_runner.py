@@ -31,6 +31,7 @@ class Command:
         counts: reads figures from the log's text; None reads none.
         writes: JSON files it leaves, which the report takes in; one that is not there or not JSON is a failure.
         report: JUnit XML that it leaves; a run in which no test passed counts as failed.
+        rescue: what runs in its place where it fails, for the stages after it; its own stage has failed all the same.
     """
 
     arguments: tuple[str, ...]
@@ -38,6 +39,7 @@ class Command:
     counts: Callable[[str], dict[str, int]] | None = None
     writes: tuple[Path, ...] = ()
     report: Path | None = None
+    rescue: Command | None = None
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -47,7 +49,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that belong together; the first that fails ends the stage.
+    """Commands that belong together; the first that fails ends the stage unless they are `apart` or `together`.
 
     Args:
         name: as STAGES takes it.
@@ -55,6 +57,7 @@ class Stage:
         commands: what to run.
         missing: why it cannot run here, or "". Such a stage does not count against the rest.
         together: run the commands side by side; all run to their end.
+        apart: run the next command whatever became of the one before.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Stage:
     commands: tuple[Command, ...]
     missing: str = ""
     together: bool = False
+    apart: bool = False
 
 
 def choose(known: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -77,34 +81,49 @@ def choose(known: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
 
 
 def check(chosen: Sequence[Stage], out: Path, limit: float, facts: dict[str, str]) -> bool:
-    """Runs stages, writes the report, and returns whether all passed that could run."""
+    """Runs stages, writes the report after each, and returns whether all passed that could run."""
     start, path = time.monotonic(), out / "gpu-check.json"
     path.unlink(missing_ok=True)
-    results = run_stages(chosen, out, limit)
-    passed = all(found["state"] in ("passed", "unavailable") for found in results)
-    bars = judged(results)
-    report = {
-        "schema": 1,
-        "passed": passed,
-        "seconds": round(time.monotonic() - start, 2),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "device": facts,
-        "bars": bars,
-        "stages": results,
-    }
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    for found in results:
+
+    def write(results: Sequence[dict]) -> dict:
+        whole = len(results) == len(chosen)
+        report = {
+            "schema": 1,
+            "passed": whole and all(found["state"] in ("passed", "unavailable") for found in results),
+            "finished": whole,
+            "seconds": round(time.monotonic() - start, 2),
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "device": facts,
+            "bars": judged(results),
+            "stages": list(results),
+        }
+        write_json(path, report)
+        return report
+
+    write([])
+    report = write(run_stages(chosen, out, limit, write))
+    for found in report["stages"]:
         reason = found.get("reason", "")
         print(f"  {found['name']:<12} {found['state']:<12} {found['seconds']:6.0f} s  {found['counts'] or ''} {reason}")
-    print("\n".join(lines(bars)))
-    absent = ", ".join(found["name"] for found in results if found["state"] == "unavailable")
+    print("\n".join(lines(report["bars"])))
+    absent = ", ".join(found["name"] for found in report["stages"] if found["state"] == "unavailable")
+    passed = report["passed"]
     verdict = f"all passed{f' but {absent}, which cannot run here' if absent else ''}" if passed else "NOT all passed"
     print(f"gpu-check: {verdict}, in {report['seconds']:.0f} s; {path}")
     return passed
 
 
-def run_stages(chosen: Sequence[Stage], out: Path, limit: float) -> list[dict]:
-    """Runs stages in order and returns what became of each."""
+def write_json(path: Path, data: dict) -> None:
+    """Writes a file beside its place and moves it there: whoever is stopped meanwhile leaves the one before."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=2) + "\n")
+    part.replace(path)
+
+
+def run_stages(
+    chosen: Sequence[Stage], out: Path, limit: float, after: Callable[[Sequence[dict]], object] = lambda _: None
+) -> list[dict]:
+    """Runs stages in order and returns what became of each; `after` is told what is known after every one."""
     results, saved, end = [], 0.0, time.monotonic() + limit
     for stage in chosen:
         budget = min(stage.seconds + saved, end - time.monotonic())
@@ -115,6 +134,7 @@ def run_stages(chosen: Sequence[Stage], out: Path, limit: float) -> list[dict]:
         print(f"gpu-check: {stage.name} {found['state']} after {found['seconds']:.0f} s {found['counts'] or ''}")
         if found["state"] in ("failed", "timed out"):
             print("".join(f"    {line}\n" for line in (out / f"{stage.name}.log").read_text().splitlines()[-25:]))
+        after(results)
     return results
 
 
@@ -129,7 +149,12 @@ def run_stage(stage: Stage, out: Path, budget: float) -> dict:
 
     def run(command: Command, log: Path) -> tuple[int | None, Path]:
         with log.open("w") as file:
-            return run_command(command, file, budget - (time.monotonic() - start)), log
+            code = run_command(command, file, budget - (time.monotonic() - start))
+            if code != 0 and command.rescue is not None:
+                file.write(f"failed with {code}; in its place\n")
+                file.flush()
+                run_command(command.rescue, file, budget - (time.monotonic() - start))
+            return code, log
 
     logs = [out / f"{stage.name}-{index + 1}.log" for index in range(len(stage.commands))]
     with ThreadPoolExecutor(len(stage.commands) if stage.together else 1) as pool:
@@ -137,7 +162,7 @@ def run_stage(stage: Stage, out: Path, budget: float) -> dict:
         runs = (pool.map if stage.together else map)(run, stage.commands, logs)
         for command, (code, log) in zip(stage.commands, runs, strict=True):
             _judge(found, command, code, log)
-            if found["state"] != "passed" and not stage.together:
+            if found["state"] != "passed" and not (stage.together or stage.apart):
                 break
     written = [log for log in logs if log.is_file()]
     path.write_text("".join(log.read_text() for log in written))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from types import SimpleNamespace
 
 import clock
 import pytest
 import torch
-from gpu_check import ROOT
+from gpu_bars import RowBar, judged, operator_bars
+from gpu_check import BENCHMARKS, ROOT
+from load import Elsewhere
 from memory_bound import LEAST_BYTES
 from recorded_steps import RecordedSteps
-from registry import Arithmetic, sets_of
+from registry import Arithmetic, Case, sets_of
+from results import Floor, Timing, judge
 
 from videoar.next_scale import preset
 
@@ -57,6 +61,61 @@ def test_on_a_cpu_random_draws_are_held_against_its_own_rate(no_memory, monkeypa
     found = {case.op: case.limit for made in sets_of(load("bits").__name__) for case in made.generate(False)}
     assert isinstance(found["flip_bits"], Arithmetic) and isinstance(found["sample_bits"], Arithmetic)
     assert found["pack_bits"] == "copy same size"
+
+
+def measured(case: Case, family: str, seconds: float = 1e-3) -> dict:
+    """A row of a case as its file holds it, ours and all others having taken as long as each other."""
+    others = (*case.peers, *case.yardsticks)
+    timings = {name: Timing.of([seconds], 1, 0.0) for name in ("ours", *others)}
+    row = judge(case, family, timings, {}, {}, Floor("copy", seconds, ""), {}, Elsewhere(None, None))
+    return dataclasses.asdict(row)
+
+
+@pytest.fixture
+def gpu_rows(no_memory) -> list[dict]:
+    """Rows of all that a GPU's bars are about, made of the benchmarks' own cases."""
+    families = (*BENCHMARKS["attention"], *BENCHMARKS["memory"])
+    sets = [(family, made) for family in families for made in sets_of(load(family).__name__)]
+    return [measured(case, family) for family, made in sets for case in made.generate(False)]
+
+
+def test_every_bar_of_an_operator_finds_rows_that_ask_for_it(gpu_rows):
+    found = judged([{"results": {"benchmarks-attention": {"rows": gpu_rows}}}])
+    for bar, result in zip(operator_bars(), found, strict=False):
+        assert isinstance(bar, RowBar) and result["what"] == bar.what and result["value"] is not None, bar.what
+        asked = [(row, b["want"]) for row in gpu_rows if bar.rows(row) for b in row["bars"] if b["name"] == bar.name]
+        wanted = [row["flops"] / want * 1e-12 if bar.name == "time" else want for row, want in asked]
+        assert len(asked) == result["rows"] > 0 and wanted == pytest.approx([bar.bar] * len(asked)), bar.what
+    decode = [row["shape"].split()[0] for row in gpu_rows if " queries, 16k keys" in row["shape"]]
+    assert decode == ["16", "64", "256"]
+    densities = [float(row["shape"].split()[-1]) for row in gpu_rows if "density" in row["shape"]]
+    lengths = [int(row["shape"].split(" L ")[1].split()[0]) for row in gpu_rows if "density" in row["shape"]]
+    assert min(densities) < 0.25 and 0.5 < max(densities) < 0.6 and min(lengths) > 8000
+
+
+def test_a_bar_is_met_by_all_of_its_rows_or_by_none(gpu_rows):
+    (bar,) = (b for b in operator_bars() if b.what.startswith("rope_3d"))
+    rows = [row for row in gpu_rows if bar.rows(row)]
+    assert len(rows) > 1
+    (limit,) = (b for b in rows[0]["bars"] if b["name"] == "limit")
+
+    def result(**changes) -> dict:
+        return bar.judged({"benchmarks-memory": {"rows": [{**rows[0], **changes}, *rows[1:]]}})
+
+    assert result()["met"] is True
+    slow = result(bars=[{**limit, "got": 0.7}])
+    assert slow["met"] is False and slow["value"] == 0.7 and slow["worst"] == rows[0]["shape"]
+    wrong = result(bars=[], wrong="AssertionError: no")
+    assert wrong["met"] is False and "AssertionError: no" in wrong["why"] and rows[0]["shape"] in wrong["why"]
+    compiled = bar._replace(name="torch.compile")
+    lacking = {
+        **rows[0],
+        "bars": [{**limit, "name": "torch.compile", "got": None}],
+        "absent": {"torch.compile": "no g++"},
+    }
+    half = compiled.judged({"benchmarks-memory": {"rows": [lacking, *rows[1:]]}})
+    assert half["met"] is None and half["value"] == 1.0 and "torch.compile is absent: no g++" in half["why"]
+    assert bar.judged({}) == {"bar": ">= 0.8 of copy speed", "value": None, "met": None}
 
 
 def test_sampling_is_timed_as_it_is_delivered(monkeypatch):
@@ -106,9 +165,9 @@ class FakeGpu:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(clock.torch, "empty", lambda *sizes, **options: self)
+        monkeypatch.setattr(clock.torch, "zeros", lambda *sizes, **options: self)
 
-    def zero_(self) -> None:
+    def sum(self) -> None:
         self.log.append("flush")
 
     def call(self) -> None:

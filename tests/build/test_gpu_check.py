@@ -12,7 +12,7 @@ import gpu_check
 import pytest
 import stage_runner
 import torch
-from gpu_bars import judged, lines
+from gpu_bars import BARS, judged, lines
 from stage_runner import ROOT, Command, Stage, check, choose, run_stages, sanitizer_counts
 
 PASSING = "def test_a(): pass\n\ndef test_b(): pass\n"
@@ -79,13 +79,17 @@ def test_bars_are_judged_by_what_was_measured(tmp_path):
         "profile_L": {"ours": timed(170, 0.12, "decode"), "bare": None},
         "profile_1.3B": {"ours": timed(21, 3.9, "transformer", "decode"), "bare": timed(31.5, 2.6, "transformer")},
     }
-    bars = judged([{"results": {}}, {"results": profiles}])
+    bars = judged([{"results": {}}, {"results": profiles}])[-4:]
     assert [(bar["value"], bar["met"]) for bar in bars] == [(0.12, False), (None, None), (31.5, True), (21, True)]
     assert lines(bars)[0].endswith("0.12 (<= 0.1 s) MISSED") and "not measured (<= 0.16 s)" in lines(bars)[1]
-    alone = {"profile_1.3B": {"ours": timed(29, 2.8, "transformer"), "bare": None}}
-    assert [(bar["value"], bar["met"]) for bar in judged([{"results": alone}])[2:]] == [(29, False), (None, None)]
+    absent = {"autoencoder": "not run, because diffusers is not installed"}
+    alone = {"profile_1.3B": {"ours": timed(29, 2.8, "transformer"), "bare": None, "subject": absent}}
+    bars = judged([{"results": alone}])[-2:]
+    assert [(bar["value"], bar["met"]) for bar in bars] == [(29, False), (None, None)]
+    assert lines(bars)[1].endswith("not measured (>= 20 frames/s); autoencoder " + absent["autoencoder"])
     check([Stage("none", 5, (python("pass"),))], tmp_path, 60, {})
-    assert [bar["met"] for bar in json.loads((tmp_path / "gpu-check.json").read_text())["bars"]] == [None] * 4
+    unknown = [bar["met"] for bar in json.loads((tmp_path / "gpu-check.json").read_text())["bars"]]
+    assert unknown == [None] * len(BARS) and len(BARS) == 22
 
 
 def test_a_stage_beyond_its_budget_is_interrupted_and_may_still_write(tmp_path):

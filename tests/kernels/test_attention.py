@@ -82,7 +82,8 @@ def test_peaked_rows(isa, dtype):
 def test_a_single_key_gives_its_value(isa, q_len):
     q, k, v = (x.requires_grad_() for x in inputs(torch.float32, 2, 2, 2, q_len, 1, 32))
     out, lse = range_attention(q, k, v, return_lse=True)
-    assert torch.equal(out, v.expand_as(out))
+    # Three products of TF32 leave a bit or two of v.
+    torch.testing.assert_close(out, v.expand_as(out), rtol=2**-21 if isa == "cuda" else 0, atol=0)
     torch.testing.assert_close(lse, (q * k).sum(-1) * 32**-0.5)
     grad_q, grad_k, grad_v = torch.autograd.grad(out.sum(), (q, k, v))
     torch.testing.assert_close(grad_v, torch.full_like(v, q_len))

@@ -57,11 +57,11 @@ def test_peaked_rows_err_no_more_than_eager(isa, dtype, peak):
 @pytest.mark.on_gpu("dtype", [F32, BF16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_key_takes_all_the_weight_and_no_gradient_passes(isa, dtype):
-    """delta and the weight's gradient are the same sum of the same numbers, and cancel exactly."""
+    """delta and the weight's gradient are sums of the same numbers, on a CPU in one order: they cancel."""
     q, k, v = inputs(dtype, 1, 2, 2, 40, 30, 64)
     mask = RangeMask.from_dense(torch.eye(40, 30, dtype=torch.bool))
     grad_q, grad_k, _ = gradients(q, k, v, mask, torch.randn_like(q))
-    if dtype != torch.bfloat16 or isa != "avx512_bf16":
+    if isa != "cuda" and (dtype != torch.bfloat16 or isa != "avx512_bf16"):
         assert (grad_q == 0).all()
         assert (grad_k == 0).all()
     assert_close(grad_q.float(), torch.zeros(grad_q.shape).double(), torch.full(grad_q.shape, 1e-3))

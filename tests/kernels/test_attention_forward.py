@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_oracle import eager_attention, exact_attention, inputs
+from attention_oracle import eager_attention, exact_attention, factor, inputs
 from closeness import assert_close
 
 from videoar_kernels import RangeMask, range_attention
@@ -22,7 +22,7 @@ def check_forward(q, k, v, mask=None, **options):
         eager_attention(q, k, v, dense, scale),
         strict=True,
     ):
-        assert_close(ours, exact, eager)
+        assert_close(ours, exact, eager, factor=factor(q))
 
 
 @pytest.mark.on_gpu("dtype, head_dim", [(F32, 7), (BF16, 48), (F16, 160), (BF16, 255)])
@@ -91,7 +91,7 @@ def test_maxima_that_move_by_more_than_the_headroom(isa, dtype, order):
         exact, exact_lse = exact_attention(q * sign, k, v)
         # float32 scores of thousands carry errors of 1e-4 or so into the weights of ties and near ties.
         torch.testing.assert_close(out.double(), exact, rtol=1e-3 + 2 * torch.finfo(dtype).eps, atol=2e-3)
-        torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=5e-7 * factor(q), atol=1e-4)
 
 
 @pytest.mark.on_gpu("dtype", [BF16])
