@@ -1,12 +1,13 @@
 """Writes the tables of README.md and docs/benchmarks.md from the committed runs: `python benchmarks/readme.py`.
 
 A table stands between `<!-- benchmarks: KIND -->` and `<!-- benchmarks: end -->`; KIND is `summary` (every op's
-slowest row against its best peer) or `rows` (every row). Nothing is measured.
+slowest row against its best peer; calls on tiny tensors as one sentence) or `rows` (every row). Nothing is measured.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 
 import report
@@ -15,6 +16,7 @@ from results import Row, read, rows_from, write_atomically
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+CALL = "call of "
 PLACE = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- benchmarks: end -->)", re.S)
 
 
@@ -51,10 +53,14 @@ def _run(kind: str, path: Path, data: dict) -> str:
     lines += [f"**{report.summary(rows)}.** [{path.name}](/benchmarks/results/{path.name})", ""]
     lines += [f"> {text}" for text in data["warnings"]] + [""] * bool(data["warnings"])
     shown = slowest_rows(rows) if kind == "summary" else rows
+    calls = [row for row in shown if kind == "summary" and row.op.startswith(CALL) and not row.wrong]
+    shown = [row for row in shown if row not in calls]
     lines += ["| " + " | ".join(report.HEADER) + " |", "| --- " * len(report.HEADER) + "|"]
     lines += ["| " + " | ".join(_escape(text) for text in report.cells(row)) + " |" for row in shown]
     if kind == "rows":
         lines += ["", *(f"- {_escape(line)}" for line in report.remarks(rows))]
+    if calls:
+        lines += ["", _calls_text(calls)]
     return "\n".join(lines) + "\n\n"
 
 
@@ -69,6 +75,19 @@ def slowest_rows(rows: list[Row]) -> list[Row]:
         if row.op not in worst or badness(row) < badness(worst[row.op]):
             worst[row.op] = row
     return list(worst.values())
+
+
+def _calls_text(calls: list[Row]) -> str:
+    """The rows that time a call alone, in one sentence: there are as many as operators."""
+    bars = [bar for row in calls for bar in row.bars]
+    beyond = sorted(bar.got for bar in bars if bar.got is not None)
+    if not beyond:
+        return f"Calls on tiny tensors: {len(calls)}, not compared."
+    least, middle, most = (report.time_text(value) for value in (beyond[0], statistics.median(beyond), beyond[-1]))
+    return (
+        f"Calls on tiny tensors: {least} to {most} beyond the least call that PyTorch makes (aten.alias), median "
+        f"{middle}; {sum(bar.met is True for bar in bars)} of {len(bars)} within {report.time_text(bars[0].want)}."
+    )
 
 
 def _escape(text: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from load import Elsewhere
 from measure import Contender, Effort, interleave, measure, plan
 from registry import Absent, Arithmetic, Case, Steps
-from results import Row, Timing, floor_of, judge, read, rows_from, save, to_json
+from results import Bar, Row, Timing, floor_of, judge, read, rows_from, save, to_json
 
 from videoar_kernels import library
 
@@ -262,6 +262,18 @@ def test_tables_are_written_between_their_marks_and_only_there(tmp_path):
     assert after.startswith("head\n") and after.endswith("tail\n") and "old" not in after
     assert "| op | 4 x 4 | bf16 | 200 ms ±0% | 300 ms torch.compile | 1.50x | 0.50 copy |" in after
     assert readme.fill(after, {path: run_data([row()])}) == after
+
+
+def test_calls_are_one_sentence_of_the_summary_and_rows_elsewhere(tmp_path):
+    got = (Bar("beyond aten.alias", 3e-6, 2e-6, True), Bar("beyond aten.alias", 3e-6, 5e-6, False))
+    rows = [
+        row(op=f"call of {name}", shape="tiny", bars=(bar,)) for name, bar in zip("abc", (*got, got[1]), strict=True)
+    ]
+    runs = {tmp_path / "device_2026-01-01.json": run_data([row(), *rows])}
+    summary, full = (readme.tables(kind, runs) for kind in ("summary", "rows"))
+    assert "call of" not in summary and "| op | 4 x 4 |" in summary
+    assert "2 us to 5 us beyond" in summary and "median 5 us; 1 of 3 within 3 us." in summary
+    assert full.count("| call of ") == 3 and "Calls on tiny" not in full
 
 
 def test_partial_runs_and_older_ones_are_passed_over(tmp_path):
