@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoar.training.ema import WeightAverage
 from videoar.training.loop import descend
@@ -39,6 +40,30 @@ def test_a_step_that_is_not_finite_is_named_and_moves_nothing(loss, said):
     with pytest.raises(FloatingPointError, match=f"step 7: expected a finite {said}, got nan"):
         descend(accelerator, loss(layer.weight), model, optimizer, OptimizerConfig(), step=7, steps=9)
     assert torch.equal(layer.weight, before)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts numbers that Python reads from tensors: on a GPU each waits for all work before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_waits_once_for_its_loss_and_norm(clip):
+    config = OptimizerConfig(clip=clip)
+    accelerator, layer = Accelerator(), nn.Linear(2, 2, bias=False)
+    model, optimizer = accelerator.prepare(layer, build_optimizer(layer, config))
+    loss = layer.weight.square().sum()
+    expected = 2 * layer.weight.detach().norm().item() if clip else 0.0
+    with _Waits() as waits:
+        norm = descend(accelerator, loss, model, optimizer, config, step=0, steps=9)
+    assert waits.count <= 1 and norm == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
@@ -90,20 +91,22 @@ def descend(
     Raises:
         FloatingPointError: the loss or the norm is not finite; no weight has moved.
     """
-    _expect_finite("loss", loss, step)
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip) if config.clip else torch.tensor(0.0)
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip) if config.clip else loss.new_zeros(())
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 keeps it spread over processes
+    found, size = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one wait for a GPU
+    _expect_finite("loss", found, step)
     if accelerator.scaler is None:  # which leaves out such a step, and scales less
-        _expect_finite("norm of the gradient", norm, step)
+        _expect_finite("norm of the gradient", size, step)
     optimizer.optimizer.set_learning_rate(schedule(step, steps, warmup=config.warmup, final=config.final))
     optimizer.step()
     optimizer.zero_grad()
-    return norm.item()
+    return size
 
 
-def _expect_finite(name: str, value: Tensor, step: int) -> None:
-    if not torch.isfinite(value):
-        raise FloatingPointError(f"step {step}: expected a finite {name}, got {value.item()}")
+def _expect_finite(name: str, value: float, step: int) -> None:
+    if not isfinite(value):
+        raise FloatingPointError(f"step {step}: expected a finite {name}, got {value}")
 
 
 def add_to_curve(output: str | Path, step: int, report: dict[str, float]) -> None:
