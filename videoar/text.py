@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from videoar.model_folder import load_model_folder, save_model_folder
+from videoar.model_folder import broken_parts, load_model_folder, save_model_folder
 from videoar_kernels import adaln_norm, swiglu
 
 Prompt = str | int | None
@@ -227,14 +227,15 @@ def load_conditioner(folder: str | Path) -> Conditioner:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if it is of no known kind.
+        ValueError: if it is of no known kind, or broken.
     """
     config, state = load_model_folder(folder)
     kind = config.get("kind")
     if kind not in _KINDS:
         raise ValueError(f"load_conditioner: expected kind in {sorted(_KINDS)}, got {kind!r}")
     schema, model = _KINDS[kind]
-    conditioner = model(schema(**config))
-    if state:
-        conditioner.load_state_dict(state)
+    with broken_parts(folder):
+        conditioner = model(schema(**config))
+        if state:
+            conditioner.load_state_dict(state)
     return conditioner.eval()

@@ -30,6 +30,7 @@ def test_a_file_and_overrides_make_a_checked_config(tmp_path):
         ("model=3", "expected a group at model"),
         ("optimizer.betas=[0.9]", r"expected 2 values at optimizer\.betas"),
         ("seed.more=3", "seed, which is not a group"),
+        ("seed=[", r"expected YAML in seed=\[, got"),
     ],
 )
 def test_a_mistake_is_named(override, message):

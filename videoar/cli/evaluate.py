@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from videoar.cli.errors import console, readable_errors
+from videoar.cli.errors import console, expect_file, of_argument, readable_errors
 from videoar.cli.options import Model, Report, SampleSeed, Sheet
 
 evaluate_app = typer.Typer(help="Measure a model.", no_args_is_help=True)
@@ -21,8 +21,10 @@ def _group() -> None:
 @evaluate_app.command()
 def sprites(
     model: Model = None,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts to generate.")] = 256,
-    clips: Annotated[int, typer.Option(help="Held-out clips for the tokenizer, the losses and image-to-video.")] = 256,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to generate.")] = 256,
+    clips: Annotated[
+        int, typer.Option(min=1, help="Held-out clips for the tokenizer, the losses and image-to-video.")
+    ] = 256,
     guidance: Annotated[
         float | None, typer.Option(help="Constant guidance; the model's schedule if not given.")
     ] = None,
@@ -42,10 +44,13 @@ def sprites(
     from videoar.training.heldout import pipeline_caption_losses
 
     with readable_errors():
+        expect_file("evaluate", "--report", report)
+        expect_file("evaluate", "--sheet", sheet)
         folder = model or shipped_model()
         if folder is None:
             raise ValueError("evaluate: expected --model, because this installation ships no model")
-        pipeline = VideoPipeline.from_pretrained(folder)
+        with of_argument("--model"):
+            pipeline = VideoPipeline.from_pretrained(folder)
         options = {"guidance": guidance, "temperature": temperature}
         with console.status("tokenizer"):
             tokenizer = evaluate_tokenizer(pipeline.tokenizer, clips=clips)

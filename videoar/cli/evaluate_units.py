@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from videoar.cli.errors import console, readable_errors
+from videoar.cli.errors import console, expect_file, readable_errors
 from videoar.cli.models import load_units
 from videoar.cli.options import (
     Context,
@@ -49,6 +49,8 @@ def units(
     from videoar.model_folder import write_json
 
     with readable_errors():
+        expect_file("evaluate", "--report", report)
+        expect_file("evaluate", "--sheet", sheet)
         pipeline, folder = load_units(model, threads)
         options = {"steps": steps, "guidance": guidance, "units": units, "method": method, "window": window}
         sizes = {"prompts": prompts, "batch": batch, "reference": reference, "timed": timed}
@@ -86,6 +88,8 @@ def long_stream(
     from videoar.model_folder import write_json
 
     with readable_errors():
+        expect_file("evaluate", "--report", report)
+        expect_file("evaluate", "--plot", plot)
         pipeline, folder = load_units(model, threads)
         options = {"window": context, "sink": sink, "steps": steps, "guidance": guidance, "units": units}
         with Progress(console=console, transient=True) as progress:
@@ -133,6 +137,8 @@ def switch(
     from videoar.model_folder import write_json
 
     with readable_errors():
+        expect_file("evaluate", "--report", report)
+        expect_file("evaluate", "--plot", plot)
         pipeline, folder = load_units(model, threads)
         options = {"window": context, "sink": sink, "history": history}
         options |= {"steps": steps, "guidance": guidance, "units": units}

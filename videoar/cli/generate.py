@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from videoar.cli.errors import console, readable_errors
+from videoar.cli.errors import console, expect_file, of_argument, readable_errors
 from videoar.cli.models import holds_units, load_pipeline, prepare
 from videoar.cli.options import FrameRate, Guidance, Output, Packed, Seed, Steps, Units
 
@@ -42,7 +42,7 @@ def generate(
     from rich.progress import Progress
 
     from videoar.data.pixels import to_uint8
-    from videoar.data.video import write_video
+    from videoar.data.video import check_video_path, write_video
     from videoar.next_scale.shipped import shipped_model
 
     of_scales = {"image": image, "video": video, "context_frames": context_frames, "temperature": temperature}
@@ -52,6 +52,9 @@ def generate(
             raise ValueError(f"generate: expected --fps above 0, got {fps}")
         if image and video:
             raise ValueError("generate: expected --image or --video, got both")
+        expect_file("generate", "--output", output)
+        with of_argument("--output"):
+            check_video_path(output)
         folder = model or shipped_model()
         if folder is None:
             raise ValueError("generate: expected --model, because this installation ships no model")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from videoar.cli.errors import readable_errors
+from videoar.cli.errors import expect_file, readable_errors
 from videoar.cli.model_summary import model_summary
 
 # Small enough for a terminal, and not divided by all the sizes below.
@@ -29,6 +29,7 @@ def info(
     with readable_errors():
         if units and model:
             raise ValueError("info: expected a model folder or --units, got both")
+        expect_file("info", "--png", png)
         if units:
             _show_units(grid, scheme or list(SHOWN), png)
             return

@@ -15,9 +15,9 @@ def model_summary(folder: Path) -> str:
     """Lines about a model of either paper.
 
     Raises:
-        FileNotFoundError: a part is missing.
+        ValueError: a part is missing or broken.
     """
-    pipeline, of_units = load_pipeline(folder), holds_units(folder)
+    pipeline, of_units = load_pipeline(folder, "MODEL"), holds_units(folder)
     parts = [_part(folder / name) for name in PARTS if (folder / name).is_dir()]
     height, width = pipeline.frame_size
     defaults = asdict(pipeline.defaults)

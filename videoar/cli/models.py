@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoar.cli.errors import console
+from videoar.cli.errors import console, of_argument
 from videoar.cli.options import Precision
 
 if TYPE_CHECKING:
@@ -18,12 +18,19 @@ def holds_units(folder: Path) -> bool:
     return (folder / "autoencoder").is_dir()
 
 
-def load_pipeline(folder: Path) -> VideoPipeline | UnitPipeline:
-    """The pipeline of a folder of either paper."""
+def expect_model(folder: Path) -> None:
+    """Raises ValueError for a folder without a model, before anything is read."""
+    if not (folder / "sampling.json").is_file():
+        raise ValueError(f"--model: expected a model's folder with a sampling.json, got {folder}")
+
+
+def load_pipeline(folder: Path, argument: str = "--model") -> VideoPipeline | UnitPipeline:
+    """The pipeline of a folder of either paper; errors name the argument."""
     from videoar.next_scale.pipeline import VideoPipeline
     from videoar.next_unit.pipeline import UnitPipeline
 
-    return (UnitPipeline if holds_units(folder) else VideoPipeline).from_pretrained(folder)
+    with of_argument(argument):
+        return (UnitPipeline if holds_units(folder) else VideoPipeline).from_pretrained(folder)
 
 
 def load_units(model: Path | None, threads: int | None = None) -> tuple[UnitPipeline, Path]:
@@ -38,7 +45,8 @@ def load_units(model: Path | None, threads: int | None = None) -> tuple[UnitPipe
         raise ValueError("expected --model, because this installation ships no model of next-unit prediction")
     if threads is not None:
         torch.set_num_threads(threads)
-    return UnitPipeline.from_pretrained(folder), folder
+    with of_argument("--model"):
+        return UnitPipeline.from_pretrained(folder), folder
 
 
 def prepare(pipeline: VideoPipeline | UnitPipeline, precision: Precision | None, *prompts: str) -> None:

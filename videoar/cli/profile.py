@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from videoar.cli.errors import console, readable_errors
-from videoar.cli.models import holds_units
+from videoar.cli.errors import console, expect_file, readable_errors
+from videoar.cli.models import expect_model, holds_units
 from videoar.cli.options import Precision
 
 
@@ -105,9 +106,10 @@ def profile(
     with readable_errors():
         if preset and model:
             raise ValueError("profile: expected --preset or --model, got both")
-        for option, path in (("--json", json), ("--html", html)):
-            if path is not None and path.is_dir():
-                raise ValueError(f"profile: expected a file for {option}, got the folder {path}")
+        if not 0 <= seconds < inf:
+            raise ValueError(f"profile: expected --seconds of at least 0, got {seconds}")
+        expect_file("profile", "--json", json)
+        expect_file("profile", "--html", html)
         packs = precision or (Precision.bf16 if preset and dtype is None else None)
         options = Options(
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -141,6 +143,7 @@ def profile(
                 folder = model or shipped_model()
                 if folder is None:
                     raise ValueError("profile: expected --preset or --model: this installation ships no model")
+                expect_model(folder)
                 subject = (unit_folder_subject if of_u else folder_subject)(folder, options, **sizes, **chosen)
             found = measure(subject, rounds=rounds, seconds=seconds, once=once, progress=status.update)
         print_profile(found, Console())

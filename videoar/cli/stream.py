@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from videoar.cli.errors import console, readable_errors
+from videoar.cli.errors import console, expect_file, of_argument, readable_errors
 from videoar.cli.models import load_units, prepare
 from videoar.cli.options import Context, FrameRate, Guidance, History, Model, Output, Packed, Seed, Sink, Steps, Units
 
@@ -58,11 +58,14 @@ def stream(
     """Stream a video of any length on bounded memory; the prompt may change on the way."""
     from rich.progress import Progress, TextColumn
 
-    from videoar.data.video import write_video
+    from videoar.data.video import check_video_path, write_video
 
     with readable_errors():
         if not (isfinite(seconds) and seconds > 0):
             raise ValueError(f"stream: expected --seconds above 0, got {seconds}")
+        expect_file("stream", "--output", output)
+        with of_argument("--output"):
+            check_video_path(output)
         switches = _switches(at or [], seconds)
         pipeline, _ = load_units(model)
         options = {"units": units, "steps": steps, "guidance": guidance, "window": context, "sink": sink}

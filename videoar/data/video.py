@@ -19,13 +19,14 @@ from torch import Tensor
 
 from videoar.data.video_decoder import Size, average_rate, fit, on_display, opened
 from videoar.data.video_file import VideoError, check_file
-from videoar.data.video_writer import write_video
+from videoar.data.video_writer import check_video_path, write_video
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VideoClip",
     "VideoError",
     "VideoInfo",
+    "check_video_path",
     "probe_video",
     "read_image",
     "read_last_frames",

@@ -39,17 +39,21 @@ def write_video(path: str | Path, frames: Tensor | np.ndarray | Iterable, fps: f
     path = Path(path)
     if not 0 < fps < math.inf:
         raise ValueError(f"write_video: expected fps > 0, got {fps}")
-    suffix = path.suffix.lower()
-    if suffix not in (".mp4", ".m4v", ".mov", ".mkv", ".gif"):
-        raise VideoError(path, "has a suffix other than .mp4, .m4v, .mov, .mkv and .gif")
-    if path.is_dir():
-        raise VideoError(path, "is a folder")
+    check_video_path(path)
     with replaced_when_done(path) as temporary:
-        if suffix == ".gif":
+        if path.suffix.lower() == ".gif":
             _write_gif(temporary, path, _checked(frames), fps)
         else:
             _write_movie(temporary, path, _checked(frames), fps, quality)
     return path
+
+
+def check_video_path(path: Path) -> None:
+    """Raises VideoError for a suffix that no video has, or a folder."""
+    if path.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv", ".gif"):
+        raise VideoError(path, "has a suffix other than .mp4, .m4v, .mov, .mkv and .gif")
+    if path.is_dir():
+        raise VideoError(path, "is a folder")
 
 
 def _checked(frames: Tensor | np.ndarray | Iterable) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from videoar.decode_ahead import decode_ahead
-from videoar.model_folder import read_json, write_json
+from videoar.model_folder import broken_parts, read_json, write_json
 from videoar.next_scale.guidance import GuidanceSchedule
 from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
 from videoar.next_scale.transformer import NextScaleTransformer
@@ -56,13 +56,18 @@ class VideoPipeline:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoPipeline:
-        """Read a folder that `save_pretrained` wrote."""
+        """Read a folder that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: a part is missing. ValueError: one is broken, or of another kind of model.
+        """
         folder = Path(folder)
         path = folder / "sampling.json"
         if not path.is_file():
             raise FileNotFoundError(f"VideoPipeline: expected sampling.json in {folder}")
         values = read_json(path)
-        defaults = SamplingDefaults(**{**values, "guidance": GuidanceSchedule(**values["guidance"])})
+        with broken_parts(path):
+            defaults = SamplingDefaults(**{**values, "guidance": GuidanceSchedule(**values["guidance"])})
         return cls(
             VideoTokenizer.from_pretrained(folder / "tokenizer"),
             NextScaleTransformer.from_pretrained(folder / "transformer"),

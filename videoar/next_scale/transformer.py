@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videoar.model_folder import load_model_folder, save_model_folder
+from videoar.model_folder import load_model, save_model_folder
 from videoar.next_scale.blocks import Attend, Attention, Block, RMSNorm
 from videoar.next_scale.config import TransformerConfig
 from videoar.next_scale.sequence import SequenceLayout, sequence_layout
@@ -242,7 +242,4 @@ class NextScaleTransformer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> NextScaleTransformer:
         """Read a folder that `save_pretrained` wrote, in float32."""
-        config, state = load_model_folder(folder)
-        model = cls(TransformerConfig(**config))
-        model.load_state_dict(state)
-        return model.eval()
+        return load_model(folder, cls, TransformerConfig)

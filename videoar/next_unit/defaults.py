@@ -69,8 +69,9 @@ class UnitDefaults:
         Raises:
             ValueError: it holds anything else.
         """
+        values = read_json(path)
         try:
-            return cls(**read_json(path))
+            return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"UnitDefaults.read: {path}: {error}") from None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
-from videoar.model_folder import load_model_folder, save_model_folder
+from videoar.model_folder import load_model, save_model_folder
 from videoar.next_unit.attention import CachedUnit, TextKeys, UnitReader, WholeSequence
 from videoar.next_unit.blocks import Block, Head
 from videoar.next_unit.config import BackboneConfig
@@ -299,7 +299,4 @@ class NextUnitTransformer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> NextUnitTransformer:
         """Read a folder that `save_pretrained` wrote, in float32; for Wan's own folders see `load_wan`."""
-        config, state = load_model_folder(folder)
-        model = cls(BackboneConfig(**config))
-        model.load_state_dict(state)
-        return model.eval()
+        return load_model(folder, cls, BackboneConfig)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videoar.model_folder import load_model_folder, save_model_folder
+from videoar.model_folder import load_model, save_model_folder
 from videoar.tokenizer.config import AutoencoderConfig
 from videoar.tokenizer.layers import Tails
 from videoar.tokenizer.model import DecodedChunk, DecoderState, EncoderState
@@ -98,7 +98,4 @@ class VideoAutoencoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoAutoencoder:
         """Read what `save_pretrained` wrote, in float32 and evaluation mode."""
-        config, state = load_model_folder(folder)
-        model = cls(AutoencoderConfig(**config))
-        model.load_state_dict(state)
-        return model.eval()
+        return load_model(folder, cls, AutoencoderConfig)

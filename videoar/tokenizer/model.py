@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoar.model_folder import load_model_folder, save_model_folder
+from videoar.model_folder import load_model, save_model_folder
 from videoar.tokenizer.config import TokenizerConfig
 from videoar.tokenizer.layers import Tails
 from videoar.tokenizer.network import Decoder, Encoder
@@ -128,7 +128,4 @@ class VideoTokenizer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoTokenizer:
         """Read what `save_pretrained` wrote, in float32 and evaluation mode."""
-        config, state = load_model_folder(folder)
-        model = cls(TokenizerConfig(**config))
-        model.load_state_dict(state)
-        return model.eval()
+        return load_model(folder, cls, TokenizerConfig)

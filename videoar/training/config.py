@@ -23,9 +23,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str], schema: type[
         schema: a dataclass, whose fields may be dataclasses.
 
     Raises:
-        ValueError: an unknown key, a value of the wrong type or an override without `=`.
+        ValueError: no YAML, an unknown key, a value of the wrong type or an override without `=`.
     """
-    values = {} if path is None else yaml.safe_load(Path(path).read_text()) or {}
+    values = {} if path is None else _read(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"config: expected a mapping in {path}, got {type(values).__name__}")
     for override in overrides:
@@ -38,8 +38,22 @@ def load_config(path: str | Path | None, overrides: Sequence[str], schema: type[
             if not isinstance(place.setdefault(parent, {}), dict):
                 raise ValueError(f"config: {key} goes through {parent}, which is not a group")
             place = place[parent]
-        place[last] = yaml.safe_load(text)
+        place[last] = _parsed(text, override)
     return build(values, schema)
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return _parsed(Path(path).read_text(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config: expected YAML in {path}, got {error}") from None
+
+
+def _parsed(text: str, where: str | Path) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: expected YAML in {where}, got {' '.join(str(error).split())}") from None
 
 
 def build(values: dict[str, Any], schema: type[Config], *, where: str = "") -> Config:
@@ -48,7 +62,7 @@ def build(values: dict[str, Any], schema: type[Config], *, where: str = "") -> C
     unknown = set(values) - {field.name for field in dataclasses.fields(schema)}
     if unknown:
         known = ", ".join(field.name for field in dataclasses.fields(schema))
-        raise ValueError(f"config: unknown key {where}{min(unknown)}; expected one of {known}")
+        raise ValueError(f"config: unknown key {where}{min(map(str, unknown))}; expected one of {known}")
     return schema(**{name: _convert(value, hints[name], f"{where}{name}") for name, value in values.items()})
 
 
