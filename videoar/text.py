@@ -21,6 +21,19 @@ Prompt = str | int | None
 _PAD, _UNKNOWN = 0, 1
 
 
+def is_one_prompt(said: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a prompt and not a list of them."""
+    return said is None or isinstance(said, str | int)
+
+
+def check_prompts(name: str, prompts: Sequence[Prompt]) -> None:
+    """Raises TypeError for a prompt in place of a list of them, ValueError for an empty list."""
+    if is_one_prompt(prompts):
+        raise TypeError(f"{name}: expected prompts as a list, got {prompts!r}")
+    if not len(prompts):
+        raise ValueError(f"{name}: expected at least one prompt, got none")
+
+
 class WordTokenizer:
     """Words to ids: lower case, punctuation dropped, hyphenated words kept whole ("up-left").
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from videoar.next_scale.sampling import DecodedFrame, FrameDecoder
 from videoar.next_scale.transformer import NextScaleTransformer
 from videoar.observer import UNOBSERVED, Observer
 from videoar.step_graphs import KeptDecoders
-from videoar.text import Conditioner, Prompt, load_conditioner
+from videoar.text import Conditioner, Prompt, check_prompts, load_conditioner
 from videoar.tokenizer import VideoTokenizer
 from videoar_kernels import pyramid_encode
+from videoar_kernels.argument_types import whole
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class VideoPipeline:
             observer: sees the parts "text", "decode" and those of `FrameDecoder.decode`.
 
         Raises:
-            ValueError: if the frames don't fit the tokenizer's stride, or the video is not shorter.
+            ValueError: if the frames don't fit the tokenizer's stride, the video is not shorter, or there is no prompt
+                or another number of seeds. TypeError: a prompt in place of a list of them, or frames or seeds that are
+                no ints.
         """
         decoded = self.latents(
             prompts,
@@ -169,8 +172,9 @@ class VideoPipeline:
         observer: Observer = UNOBSERVED,
     ) -> Iterator[DecodedFrame]:
         """Yield latent frames as they are drawn; arguments and errors as `stream`."""
+        check_prompts("VideoPipeline", prompts)
         count, stride = len(prompts), self.tokenizer.config.time_stride
-        frames = self.defaults.frames if frames is None else frames
+        frames = self.defaults.frames if frames is None else whole("VideoPipeline", "frames", frames)
         if frames < 1 or (frames - 1) % stride:
             raise ValueError(f"generate: expected 1 + n * {stride} frames, got {frames}")
         guidance = self.defaults.guidance if guidance is None else guidance
@@ -183,7 +187,7 @@ class VideoPipeline:
             text = self.conditioner(prompts).to(dtype)
         temperature = self.defaults.temperature if temperature is None else temperature
         decoder = self._decoder(text, 1 + (frames - 1) // stride, guidance, temperature)
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed] * count
         yield from decoder.decode(text, seeds=seeds, uncond=uncond, given=given, observer=observer)
 
     def _decoder(self, text: Tensor, frames: int, guidance: GuidanceSchedule, temperature: float) -> FrameDecoder:

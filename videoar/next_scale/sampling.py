@@ -13,6 +13,7 @@ from videoar.next_scale.transformer import NextScaleTransformer
 from videoar.observer import UNOBSERVED, Observer
 from videoar.step_graphs import StepRunner, run_eagerly
 from videoar_kernels import KVCache, pyramid_resample, pyramid_step, sample_bits
+from videoar_kernels.argument_types import whole
 
 
 class DecodedFrame(NamedTuple):
@@ -117,7 +118,7 @@ class FrameDecoder:
 
         Raises:
             RuntimeError: if another clip is not finished.
-            ValueError: if seeds and prompts differ in number, or guidance lacks `uncond`.
+            ValueError: if seeds and prompts differ in number, or guidance lacks `uncond`. TypeError: a seed is no int.
         """
         if self.busy:
             raise RuntimeError("FrameDecoder: expected one clip at a time, got a second while the first is decoded")
@@ -150,8 +151,9 @@ class FrameDecoder:
             yield DecodedFrame(self._bits.clone(), self._total.clone())
 
     def _begin(self, text: Tensor, seeds: Sequence[int], uncond: Tensor | None) -> None:
+        seeds = [whole("decode_frames", "seeds", seed) for seed in seeds]
         if len(seeds) != self.batch or not all(0 <= seed < 1 << 64 for seed in seeds):
-            raise ValueError(f"decode_frames: expected {self.batch} seeds within [0, 2**64), got {list(seeds)}")
+            raise ValueError(f"decode_frames: expected {self.batch} seeds within [0, 2**64), got {seeds}")
         if self.copies > 1 and uncond is None:
             raise ValueError("decode_frames: expected features of no condition (uncond) for guidance, got None")
         self._prompt.copy_(text if self.copies == 1 else torch.cat([text, uncond]))

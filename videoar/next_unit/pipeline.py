@@ -21,7 +21,15 @@ from videoar.next_unit.transformer import NextUnitTransformer
 from videoar.next_unit.wan import load_wan
 from videoar.next_unit.wan_vae import WanVideoAutoencoder
 from videoar.step_graphs import KeptDecoders
-from videoar.text import Conditioner, PretrainedTextConfig, PretrainedTextEncoder, Prompt, load_conditioner
+from videoar.text import (
+    Conditioner,
+    PretrainedTextConfig,
+    PretrainedTextEncoder,
+    Prompt,
+    check_prompts,
+    is_one_prompt,
+    load_conditioner,
+)
 from videoar_kernels.argument_types import whole
 
 
@@ -205,10 +213,7 @@ class UnitPipeline:
         **changes,
     ) -> Iterator[Tensor]:
         """Yield latents (B, C, n, H', W') in the order of time as they are complete; arguments as `stream`."""
-        if _is_one(prompts):
-            raise TypeError(f"UnitPipeline: expected prompts as a list, got {prompts!r}")
-        if not len(prompts):
-            raise ValueError("UnitPipeline: expected at least one prompt, got none")
+        check_prompts("UnitPipeline", prompts)
         chosen = self.with_options(**changes).defaults
         frames = None if frames is None else whole("UnitPipeline", "frames", frames)
         if frames is not None and frames < 1:
@@ -229,7 +234,7 @@ class UnitPipeline:
         units = decoder.decode(text, seeds=seeds, uncond=uncond)
 
         def switch(said: Prompt | Sequence[Prompt]) -> None:
-            decoder.switch(self.conditioner([said] * count if _is_one(said) else said), uncond)
+            decoder.switch(self.conditioner([said] * count if is_one_prompt(said) else said), uncond)
 
         def seconds(frames: int) -> float:
             return (1 + (frames * config.patch[0] - 1) * stride) / chosen.fps
@@ -251,7 +256,3 @@ class UnitPipeline:
         return self._decoders.get(
             key, text.device, lambda run: UnitDecoder(self.transformer, text, layout, run=run, **shape)
         )
-
-
-def _is_one(said: Prompt | Sequence[Prompt]) -> bool:
-    return said is None or isinstance(said, str | int)
