@@ -39,7 +39,7 @@ def main() -> None:
     asked = [parse_caption(prompt) for prompt in prompts]  # one that cannot be measured is refused before any work
     pipeline = UnitPipeline.from_pretrained(folder)
     fps, stride = pipeline.defaults.fps, pipeline.autoencoder.config.time_stride
-    start = 2 * pipeline.frames + stride - 1  # of the new prompt: after two clips, of which only one has a single frame
+    start = pipeline.pixel_frames(2 * pipeline.clip_latents)  # of the new prompt
     context = stride * context_frames(pipeline)
     begins = [start - WINDOW, *(start + number * context for number in range(arguments.contexts + 1))]
 

@@ -19,7 +19,7 @@ from videoar.data.pixels import to_uint8
 from videoar.evaluation.adherence import ATTRIBUTES, heldout_prompts
 from videoar.evaluation.caption_use import wrong_caption
 from videoar.evaluation.long_stream import WINDOW, Shares, sliding_windows
-from videoar.next_unit.frames import ends_frames, frames_after
+from videoar.next_unit.frames import whole_frames
 from videoar.next_unit.pipeline import UnitPipeline
 
 
@@ -84,9 +84,8 @@ def switch_report(
     """
     pipeline = pipeline.with_options(**options)
     defaults, stride = pipeline.defaults, pipeline.autoencoder.config.time_stride
-    clip = defaults.grid[0] * pipeline.transformer.config.patch[0]
-    before = 2 * clip if before is None else before
-    start = 1 + stride * (before - 1)  # the first frame under the new prompt
+    before = 2 * pipeline.clip_latents if before is None else before
+    start = pipeline.pixel_frames(before)  # the first frame under the new prompt
     if start < WINDOW:
         raise ValueError(f"switch_report: expected at least {WINDOW} frames before the switch, got {start}")
     _check_ends(before, pipeline)
@@ -123,9 +122,8 @@ def switch_report(
 
 def _check_ends(before: int, pipeline: UnitPipeline) -> None:
     """Raises ValueError for a number of latent frames after which some unit is half made: the switch would wait."""
-    layout, patch = pipeline.defaults.layout, pipeline.transformer.config.patch[0]
-    ready = zip(ends_frames(layout), frames_after(layout), strict=True)
-    clip, ends = layout.grid[0] * patch, sorted(count * patch for ended, count in ready if ended)
+    clip, patch = pipeline.clip_latents, pipeline.transformer.config.patch[0]
+    ends = [count * patch for count in whole_frames(pipeline.defaults.layout)]
     if before % clip not in (*ends, 0):
         within = ", ".join(map(str, ends))
         raise ValueError(

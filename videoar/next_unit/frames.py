@@ -43,6 +43,12 @@ def ends_frames(layout: UnitLayout) -> tuple[bool, ...]:
     )
 
 
+def whole_frames(layout: UnitLayout) -> tuple[int, ...]:
+    """After how many of a clip's frames, in tokens, nothing is half made; in order, the clip's end last."""
+    ready = zip(ends_frames(layout), frames_after(layout), strict=True)
+    return tuple(sorted({count for ended, count in ready if ended}))
+
+
 def latent_frames(units: Iterable[SampledUnit], layout: UnitLayout, patch: Grid) -> Iterator[Tensor]:
     """Yields latents (B, C, n, H', W') in the order of time, n frames as soon as they are complete.
 

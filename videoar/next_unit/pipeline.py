@@ -134,8 +134,16 @@ class UnitPipeline:
     @property
     def frames(self) -> int:
         """Pixel frames of one clip."""
-        latent = self.defaults.grid[0] * self.transformer.config.patch[0]
-        return 1 + (latent - 1) * self.autoencoder.config.time_stride
+        return self.pixel_frames(self.clip_latents)
+
+    @property
+    def clip_latents(self) -> int:
+        """Latent frames of one clip."""
+        return self.defaults.grid[0] * self.transformer.config.patch[0]
+
+    def pixel_frames(self, latents: int) -> int:
+        """Pixel frames of the first latent frames, of which the very first holds one: where the next one begins."""
+        return 1 + (latents - 1) * self.autoencoder.config.time_stride
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -214,7 +222,8 @@ class UnitPipeline:
     ) -> Iterator[Tensor]:
         """Yield latents (B, C, n, H', W') in the order of time as they are complete; arguments as `stream`."""
         check_prompts("UnitPipeline", prompts)
-        chosen = self.with_options(**changes).defaults
+        asked = self.with_options(**changes)
+        chosen = asked.defaults
         frames = None if frames is None else whole("UnitPipeline", "frames", frames)
         if frames is not None and frames < 1:
             raise ValueError(f"UnitPipeline: expected at least one frame, got {frames}")
@@ -223,7 +232,7 @@ class UnitPipeline:
         count, layout, options = len(prompts), chosen.layout, chosen.options
         config, stride = self.transformer.config, self.autoencoder.config.time_stride
         needed = None if frames is None else 1 + -(-(frames - 1) // stride)  # latent frames
-        clips = None if needed is None else -(-needed // (layout.grid[0] * config.patch[0]))
+        clips = None if needed is None else -(-needed // asked.clip_latents)
         window = chosen.window if clips == 1 else chosen.stream_window
         text = self.conditioner(prompts)
         uncond = None if options.guidance == 1 else self.conditioner([None]).expand(count, -1, -1)
@@ -237,7 +246,7 @@ class UnitPipeline:
             decoder.switch(self.conditioner([said] * count if is_one_prompt(said) else said), uncond)
 
         def seconds(frames: int) -> float:
-            return (1 + (frames * config.patch[0] - 1) * stride) / chosen.fps
+            return self.pixel_frames(frames * config.patch[0]) / chosen.fps
 
         if switches is not None:
             units = with_switches(units, layout, switches, seconds=seconds, switch=switch)
