@@ -45,11 +45,11 @@ def test_options_reach_the_stream(model, tmp_path, monkeypatch):
     monkeypatch.setattr(UnitPipeline, "stream", stream)
     arguments = ["--at", 1.5, OTHER, "--context", 5, "--sink", 2, "--history", 9, "--seed", 4, f"--at=2 {PROMPT}"]
     arguments += ["--at=2.25", OTHER, "--at", f"2.4 {PROMPT}"]
-    rest = ["--units", "cube(2,2,2)", "--steps", 3, "--guidance", 1.5, "--fps", 4, "--seconds", 2.5]
+    rest = ["--units", "cube(2,2,2)", "--steps", 3, "--guidance", 1.5, "--fps", 4, "--seconds", 12]
     done = run(PROMPT, "--model", model, "-o", tmp_path / "a.mp4", *arguments, *rest)
     ((prompts, defaults, options),) = seen
     switches = {1.5: OTHER, 2.0: PROMPT, 2.25: OTHER, 2.4: PROMPT}
-    assert prompts == [PROMPT] and options == {"frames": 10, "seed": 4, "switches": switches}
+    assert prompts == [PROMPT] and options == {"frames": 48, "seed": 4, "switches": switches}
     assert (defaults.window, defaults.sink, defaults.history, defaults.steps) == (5, 2, 9, 3)
     assert (defaults.units, defaults.guidance, defaults.fps) == ("cube(2, 2, 2)", 1.5, 4.0)
     assert done.exit_code == 0, done.output
@@ -63,6 +63,15 @@ def test_another_prompt_shows_from_its_time_on(model, tmp_path):
     apart = (plain - other).abs().flatten(1).mean(1)
     # 1.2 s is within the frames 9 to 12, so the new prompt holds from frame 13 on; what is before is only encoded anew.
     assert apart[13:].min() > 2 * apart[:13].max()
+
+
+def test_the_last_time_for_a_prompt_still_shows(model, tmp_path):
+    for name, at in (("plain", ()), ("other", ("--at", 2.625, OTHER))):
+        done = run(PROMPT, "--model", model, "--seconds", 3, "-o", tmp_path / f"{name}.mp4", *at)
+        assert done.exit_code == 0, done.output
+    plain, other = (read_video(tmp_path / f"{name}.mp4").frames.float() for name in ("plain", "other"))
+    apart = (plain - other).abs().flatten(1).mean(1)
+    assert apart[21:].min() > 2 * apart[:21].max()
 
 
 def test_the_file_appears_when_the_stream_has_ended(model, tmp_path, monkeypatch):
@@ -98,6 +107,11 @@ def test_the_file_appears_when_the_stream_has_ended(model, tmp_path, monkeypatch
         (("--at", -1, OTHER), "expected --at after 0 s and before the end at 8 s, got -1"),
         (("--at", 8, OTHER), "expected --at after 0 s and before the end at 8 s, got 8"),
         (("--at=1", OTHER, "--at", 1.0, PROMPT), "expected one prompt for --at 1.0, got two"),
+        (
+            ("--seconds", 3, "--at", 2.63, OTHER),
+            "--at of at most 2.625 s, the last begin of a unit in 24 frames, got 2.63",
+        ),
+        (("--seconds", 1, "--at", 0.5, OTHER, "--units", "cube(1, 1, 1)"), "expected no --at"),
         (("--units", "line"), "parse_units: expected"),
         (("--model", "nowhere"), "nowhere"),
         (("-o", "out.xyz"), ".xyz"),

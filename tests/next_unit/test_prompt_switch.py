@@ -55,6 +55,24 @@ def test_the_same_prompt_changes_nothing_while_all_is_seen(scheme, guidance):
     assert distance(stream(pipeline, 12, {after(4): PROMPTS}), plain) < EQUAL
 
 
+@pytest.mark.parametrize("frames", [14, 15, 30])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_last_switch_still_shows_and_a_later_one_is_refused(scheme, frames):
+    pipeline = pipeline_of(scheme)
+    last = pipeline.last_switch(frames)
+    plain, other = (pipeline.generate(PROMPTS, frames=frames, switches=said) for said in (None, {last: OTHERS}))
+    begin = round(last * FPS)
+    assert distance(other[:, :, :begin], plain[:, :, :begin]) < EQUAL
+    assert all(distance(other[:, :, n], plain[:, :, n]) > WRONG for n in range(begin, frames))
+    with pytest.raises(ValueError, match=f"expected switches up to {last:g} s, .* {frames} frames show, got"):
+        pipeline.generate(PROMPTS, frames=frames, switches={last + 1e-6: OTHERS})
+
+
+def test_a_stream_within_one_unit_takes_no_other_prompt():
+    pipeline = pipeline_of("cube(1, 1, 1)")
+    assert pipeline.last_switch(13) == 0 and pipeline.last_switch(14) == 13 / FPS
+
+
 # Grids of 4 frames: a stream of 12 drops units long before the switch after 8.
 DROPPING = [("frame", 3), ("key_detail(2)", 1), ("cube(2, 2, 2)", 5), ("multiscale(1x1, 2x2)", 2), ("frame", 0)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from math import isfinite, isnan, nan
+from math import floor, isfinite, isnan, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +74,7 @@ def stream(
         frames = round(seconds * pipeline.defaults.fps)
         if frames < 1:
             raise ValueError(f"stream: expected --seconds for at least one frame, got {seconds}")
+        _expect_shown(switches, pipeline.last_switch(frames), frames)
         clock = _Clock()
         columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
         with Progress(*columns, console=console, transient=True) as progress:
@@ -116,6 +117,14 @@ class _Clock:
             self.frames += len(pixels)
             self.first = self.first or self.seconds
             yield pixels
+
+
+def _expect_shown(switches: dict[float, str], last: float, frames: int) -> None:
+    """Raises ValueError for a prompt that comes too late for any frame."""
+    late = max(switches, default=0)
+    if late > last:
+        expected = f"--at of at most {floor(1000 * last) / 1000:g} s" if last else "no --at"  # said, it must serve
+        raise ValueError(f"stream: expected {expected}, the last begin of a unit in {frames} frames, got {late:g} s")
 
 
 def _switches(at: list[str], seconds: float) -> dict[float, str]:

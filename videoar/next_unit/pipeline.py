@@ -13,7 +13,7 @@ from videoar.decode_ahead import decode_ahead
 from videoar.model_folder import replaced_folder, write_json
 from videoar.next_unit.autoencoders import Autoencoder, load_autoencoder
 from videoar.next_unit.defaults import WAN_DEFAULTS, UnitDefaults
-from videoar.next_unit.frames import latent_frames
+from videoar.next_unit.frames import latent_frames, whole_frames
 from videoar.next_unit.layout import UnitLayout
 from videoar.next_unit.prompt_switch import with_switches
 from videoar.next_unit.sampling import UnitDecoder
@@ -145,6 +145,14 @@ class UnitPipeline:
         """Pixel frames of the first latent frames, of which the very first holds one: where the next one begins."""
         return 1 + (latents - 1) * self.autoencoder.config.time_stride
 
+    def last_switch(self, frames: int) -> float:
+        """Second up to which another prompt still shows in a stream of so many pixel frames; 0 where none does."""
+        patch, clips = self.transformer.config.patch[0], range(0, frames + 1, self.clip_latents)
+        latents = (clip + patch * count for clip in clips for count in whole_frames(self.defaults.layout))
+        return (
+            max((begin for begin in map(self.pixel_frames, latents) if begin < frames), default=0) / self.defaults.fps
+        )
+
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -200,7 +208,7 @@ class UnitPipeline:
                 next unit begins a frame. Times later than the last one taken up may be added while it runs.
 
         Raises:
-            ValueError: as `generate`, or a switch at the very beginning or earlier.
+            ValueError: as `generate`, a switch at the very beginning or earlier, or one too late to show.
         """
         left = frames
         latents = self.latents(prompts, frames=frames, seed=seed, switches=switches, **changes)
@@ -229,6 +237,11 @@ class UnitPipeline:
             raise ValueError(f"UnitPipeline: expected at least one frame, got {frames}")
         if switches and min(switches) <= 0:
             raise ValueError(f"UnitPipeline: expected switches after 0 s, got {min(switches)}")
+        if switches and frames is not None and max(switches) > (last := asked.last_switch(frames)):
+            raise ValueError(
+                f"UnitPipeline: expected switches up to {last:g} s, the last that {frames} frames show, "
+                f"got {max(switches)}"
+            )
         count, layout, options = len(prompts), chosen.layout, chosen.options
         config, stride = self.transformer.config, self.autoencoder.config.time_stride
         needed = None if frames is None else 1 + -(-(frames - 1) // stride)  # latent frames
