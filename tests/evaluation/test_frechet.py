@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,10 +41,40 @@ def test_samples_of_gaussians_are_as_far_apart_as_these():
     assert frechet_distance(draw[0], 2 * draw[1] + 1) == pytest.approx(4 + 4, rel=0.03)
 
 
+def features(count: int) -> torch.Tensor:
+    """Two sets of features (2, count, 6) that lie along different axes."""
+    draw = torch.randn(2, count, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draw[1] = draw[1] @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    return draw
+
+
+@pytest.mark.parametrize("count", [50, 4])  # 4 features span less than 6 dimensions
+def test_numpy_finds_the_same_distance_from_the_plain_product(count):
+    """tr (S S')^1/2 from the eigenvalues of S S' itself, which no step of ours forms."""
+    one, other = (x.numpy() for x in features(count))
+    covariances = [np.cov(x, rowvar=False) for x in (one, other)]
+    values = np.linalg.eigvals(covariances[0] @ covariances[1])
+    assert np.abs(values.imag).max() < 1e-9 * values.real.max()
+    apart = np.sum((one.mean(0) - other.mean(0)) ** 2) + sum(np.trace(x) for x in covariances)
+    expected = apart - 2 * np.sqrt(values.real.clip(min=0)).sum()
+    assert frechet_distance(*features(count)) == pytest.approx(expected, rel=1e-6)
+    own = [np.linalg.eigvalsh(x).clip(min=0) for x in covariances]  # as if both lay along the same axes
+    assert frechet_distance(*features(count)) > 1.01 * (apart - 2 * np.sqrt(own[0] * own[1]).sum())
+
+
+def test_covariances_that_commute_differ_by_their_deviations_along_shared_axes():
+    generator = np.random.default_rng(0)
+    axes, _ = np.linalg.qr(generator.standard_normal((5, 5)))
+    one, other = generator.uniform(0.1, 3, (2, 5))  # standard deviations
+    means = generator.standard_normal((2, 5))
+    gaussians = [(mean, axes * deviation**2 @ axes.T) for mean, deviation in zip(means, (one, other), strict=True)]
+    found = gaussian_distance(*(torch.from_numpy(x) for gaussian in gaussians for x in gaussian))
+    assert found == pytest.approx(np.sum((means[0] - means[1]) ** 2) + np.sum((one - other) ** 2), rel=1e-9)
+
+
 def test_torchmetrics_has_the_same_formula():
     metrics = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
-    draw = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    draw[1] = draw[1] @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    draw = features(50)
     means, covariances = draw.mean(1), [torch.cov(x.T) for x in draw]
     theirs = metrics._compute_fid(means[0], covariances[0], means[1], covariances[1])
     assert frechet_distance(draw[0], draw[1]) == pytest.approx(float(theirs))
