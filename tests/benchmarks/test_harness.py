@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import page
 import plots
@@ -289,25 +287,3 @@ def test_committed_tables_are_those_of_the_committed_runs(path):
     text = path.read_text()
     assert readme.PLACE.search(text), f"{path.name} has no place for a table"
     assert readme.fill(text, readme.newest_runs()) == text, "run `python benchmarks/readme.py`"
-
-
-def test_freed_memory_is_kept():
-    # In a process of its own: malloc's settings cannot be taken back.
-    code = f"""
-import sys
-sys.path.insert(0, {str(readme.ROOT / "benchmarks")!r})
-import resource, torch
-from allocator import keep_freed_memory
-kept, x, faults = keep_freed_memory(), torch.zeros(1 << 24), []
-for _ in range(33):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    x + 1
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(kept, sorted(faults)[16])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    kept, median = done.stdout.split()
-    if kept == "False":
-        pytest.skip("malloc is not glibc's")
-    # The heap settles within about ten calls; with fresh pages every call has 16,384 faults.
-    assert int(median) < 100
