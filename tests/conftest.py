@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from videoar_kernels import library
+
+# Options and colours that a user has chosen for this run are none of what tests start, and read.
+for name in ("PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
 
 
 def runs_on_gpu(item) -> bool:

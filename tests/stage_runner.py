@@ -16,6 +16,7 @@ from typing import TextIO
 from xml.etree import ElementTree
 
 from gpu_bars import judged, lines
+from python_path import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 15.0  # seconds that a stopped command has to write what it found
@@ -205,7 +206,7 @@ def run_command(command: Command, log: TextIO, seconds: float) -> int | None:
     if seconds <= 0:
         log.write("no time left\n")
         return None
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **command.environment}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "PYTHONUNBUFFERED": "1", **command.environment}
     log.write(f"$ {' '.join(command.arguments)}\n")
     log.flush()
     try:

@@ -11,6 +11,7 @@ import gpu_check
 import limits
 import torch
 from gpu_check import ROOT
+from python_path import python_path
 
 BROKEN = """
 import torch
@@ -30,7 +31,7 @@ def broken(full):
 
 def probe(*names: str, folder: Path | None = None) -> list[str]:
     paths = [ROOT, ROOT / "tests", ROOT / "benchmarks", *([folder] if folder else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment = {**os.environ, "PYTHONPATH": python_path(*paths)}
     command = [sys.executable, "tests/benchmarks/device_probe.py", *names]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,5 @@ def test_bindings_compile_for_cuda(family):
     include = Path(torch.__file__).parent / "include"
     flags = ["-std=c++20", "-fsyntax-only", "-DUSE_CUDA", "-DVIDEOAR_HAS_PORTABLE", "-fvisibility=hidden"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", include]
-    done = subprocess.run(
-        [COMPILER, *flags, ROOT / f"csrc/binding/{family}.cpp"], capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([COMPILER, *flags, ROOT / f"csrc/binding/{family}.cpp"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

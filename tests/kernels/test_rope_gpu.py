@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.closeness import assert_close
+from tests.python_path import python_path
 from videoar_kernels import reference
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ requires_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), rea
 @requires_triton
 def test_interpreted_triton_kernel_matches_float64():
     # Triton reads the variable when it is imported, so this needs a process of its own.
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
