@@ -19,6 +19,7 @@ FAMILIES = (
     "bits_calls",
     "bits_entropy",
     "bits_sampling",
+    "gated_activation",
     "kv_append",
     "kv_cache",
     "norm",
