@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc" / "cuda"))
-from check import ROOT, find_nvcc
+from check import ROOT, find_nvcc, known_architectures
 
 
 def cuda_arguments(torch) -> list[str]:
@@ -24,9 +24,9 @@ def cuda_arguments(torch) -> list[str]:
         raise SystemExit(f"VIDEOAR_CUDA=1, but nvcc: {nvcc}, CUDA of this PyTorch: {torch.version.cuda}")
     if choice == "0" or not possible:
         return ["-DVIDEOAR_CUDA=OFF"]
-    chosen = ["-DVIDEOAR_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-    architectures = os.environ.get("VIDEOAR_CUDA_ARCHS")
-    return [*chosen, f"-DVIDEOAR_CUDA_ARCHS={architectures}"] if architectures else chosen
+    # GPUs newer than all of these compile sm_80's PTX for themselves.
+    architectures = os.environ.get("VIDEOAR_CUDA_ARCHS") or ";".join(known_architectures(nvcc, ("80", "90a", "100")))
+    return ["-DVIDEOAR_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DVIDEOAR_CUDA_ARCHS={architectures}"]
 
 
 class CMakeBuild(build_ext):

@@ -55,6 +55,8 @@ STABLE_TORCH_LIBRARY(videoar_kernels, m) {
       "kv_cache_append_layer(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? k_weight, "
       "Tensor? positions, SymInt start, int sink, float eps=1e-6, int[] dims=[], float theta=1e4, "
       "bool interleaved=True) -> ()");
+  // moves: source, target and length of stretches of slots, one after the other
+  m.def("kv_cache_move(Tensor(a!)[] caches, int[] moves) -> ()");
 
   // attention; without the four mask arrays every query sees every key
   m.def(

@@ -16,12 +16,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = (
     "bits",
+    "bits_addresses",
     "bits_calls",
     "bits_entropy",
     "bits_sampling",
     "gated_activation",
     "kv_append",
     "kv_cache",
+    "kv_move",
     "norm",
     "outputs",
     "pyramid",

@@ -99,6 +99,7 @@ def cache(make: Maker) -> Iterator[Tensor]:
             positions = torch.randint(0, 9, (tokens, 3), device=make.device)
             held.append([0, 1, 2], [k] * 3, [v] * 3, k_weight=weights, positions=positions)
             held.commit()
+        held.evict(held.units - 1, every=2)
         view = held.view(1)
         yield vk.range_attention(k, view.k, view.v, view.mask(k.shape[2]))
 

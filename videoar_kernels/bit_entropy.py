@@ -37,7 +37,7 @@ def bit_cross_entropy(
         bits: uint8 (..., ceil(d / 8)), same leading dimensions.
         weight: per token, broadcastable to `logits.shape[:-1]`; None: ones. Gets no gradient.
         scale_ids: integer, broadcastable to `logits.shape[:-1]`, the scale of each token in [0, num_scales).
-        num_scales: length of the per-scale results, at most 65536; on a GPU 50 (d <= 8) to 1600 (d > 128).
+        num_scales: length of the per-scale results, at most 65536; on a GPU 1600.
         dim: d, if given it must equal `logits.shape[-1]`.
     Returns:
         BitLoss(loss (), per_scale (num_scales,), accuracy (), per_scale_accuracy (num_scales,)), float32 (float64

@@ -1,4 +1,4 @@
-"""The operators that write blocks into a cache's buffers: fake kernels and fallbacks. Their caller is `KVCache`."""
+"""The operators that write into a cache's buffers and move what is there: fake kernels, fallbacks. For `KVCache`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def _(k_cache, v_cache, k, v, k_weight, positions, start, sink, *rotation):
     return None
 
 
+@register_fake("videoar_kernels::kv_cache_move")
+def _(caches, moves):
+    return None
+
+
 def _reference_append(k_caches, v_caches, ks, vs, k_weights, positions, start, sink, *rotation):
     eps, dims, theta, interleaved = rotation + DEFAULTS[len(rotation) :]
     rest = (positions, start, sink, eps, dims or None, theta, interleaved)
@@ -31,3 +36,4 @@ def _reference_append_layer(k_cache, v_cache, k, v, k_weight, *rest):
 
 register_fallback("kv_cache_append", _reference_append)
 register_fallback("kv_cache_append_layer", _reference_append_layer)
+register_fallback("kv_cache_move", reference.kv_cache.kv_cache_move)

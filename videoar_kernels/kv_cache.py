@@ -16,7 +16,7 @@ from torch import Tensor
 from videoar_kernels.bit_checks import FLOATS
 from videoar_kernels.kv_append import DEFAULTS
 from videoar_kernels.kv_blocks import CacheShape
-from videoar_kernels.kv_cursors import RingCursors, runs
+from videoar_kernels.kv_cursors import RingCursors, moves
 from videoar_kernels.kv_places import Places
 from videoar_kernels.library import ops, run_into
 from videoar_kernels.reference.kv_cache import CacheView
@@ -278,11 +278,9 @@ class KVCache:
         if self.relative:
             self._places.shift(dropped.shifts)
         if dropped.source:
-            sources, targets = runs(dropped.source), runs(dropped.target)
-            for buffer in (*self.k, *self.v, *([self._places.slots[None, None]] if self.relative else [])):
-                moved = torch.cat([buffer[:, :, run] for _, run in sources], dim=2)
-                for part, run in targets:
-                    buffer[:, :, run] = moved[:, :, part]
+            buffers = [*self.k, *self.v, *([self._places.slots[None, None]] if self.relative else [])]
+            moved = moves(dropped.source, dropped.target)
+            run_into(buffers, ops.kv_cache_move.default, lambda: None, buffers, moved)
         return dropped.tokens
 
     def view(self, layer: int) -> CacheView:

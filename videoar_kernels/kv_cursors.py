@@ -23,6 +23,19 @@ def runs(slots: list[int]) -> list[tuple[slice, slice]]:
     return found
 
 
+def moves(source: list[int], target: list[int]) -> list[int]:
+    """Returns slot, new slot and length of each stretch of tokens that lies together in both places, the last first.
+
+    Tokens only move towards newer ones, so that in this order none is overwritten before it has moved.
+    """
+    found, first = [], 0
+    for i in range(1, len(source) + 1):
+        if i == len(source) or source[i] != source[i - 1] + 1 or target[i] != target[i - 1] + 1:
+            found = [source[first], target[first], i - first, *found]
+            first = i
+    return found
+
+
 @dataclass(eq=False)
 class Unit:
     """A closed or open unit of which the ring holds tokens."""

@@ -134,10 +134,45 @@ void kv_cache_append_layer(const Tensor& k_cache, const Tensor& v_cache, const T
          {positions, std::move(dims), theta, interleaved}, start, sink, eps);
 }
 
+KvMoved moved(const Tensor& t) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  const int64_t bytes = int64_t(t.element_size());
+  return {t.mutable_data_ptr(), sizes[0],           sizes[1],          sizes[3] * bytes,
+          strides[0] * bytes,   strides[1] * bytes, strides[2] * bytes};
+}
+
+void kv_cache_move(const std::vector<Tensor>& caches, std::vector<int64_t> moves) {
+  STD_TORCH_CHECK(!caches.empty() && moves.size() % 3 == 0,
+                  "kv_cache_move: expected caches, and moves as triples of source, target and length");
+  std::vector<KvMoved> tensors;
+  tensors.reserve(caches.size());
+  int64_t capacity = -1;
+  for (const Tensor& t : caches) {
+    STD_TORCH_CHECK(t.dim() == 4 && has_kernels(t) && same_device(t, caches[0]) &&
+                        (t.size(3) <= 1 || t.stride(3) == 1) && !repeats_elements(t),
+                    "kv_cache_move: expected caches (B, H, slots, D) on one device, the last dimension contiguous");
+    capacity = capacity < 0 ? t.size(2) : std::min(capacity, t.size(2));
+    if (t.numel() > 0) tensors.push_back(moved(t));
+  }
+  std::vector<KvMove> steps;
+  steps.reserve(moves.size() / 3);
+  for (size_t i = 0; i < moves.size(); i += 3) {
+    const KvMove step = {moves[i], moves[i + 1], moves[i + 2]};
+    STD_TORCH_CHECK(step.length >= 0 && step.source >= 0 && step.target >= 0 &&
+                        step.length <= capacity - std::max(step.source, step.target),
+                    "kv_cache_move: expected moves within the slots");
+    if (step.length > 0 && step.source != step.target) steps.push_back(step);
+  }
+  if (tensors.empty() || steps.empty()) return;
+  const KvMoveParams params = {tensors.data(), steps.data(), int64_t(tensors.size()), int64_t(steps.size())};
+  run_kernel(caches[0], kv_cache_kernels().move, VIDEOAR_GPU(launch_kv_move), params);
+}
+
 template <class Library>
 void add_kernels(Library& m) {
   m.impl("kv_cache_append", TORCH_BOX(&kv_cache_append));
   m.impl("kv_cache_append_layer", TORCH_BOX(&kv_cache_append_layer));
+  m.impl("kv_cache_move", TORCH_BOX(&kv_cache_move));
 }
 
 }  // namespace

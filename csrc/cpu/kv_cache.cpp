@@ -93,9 +93,37 @@ void append(const KvAppendParams& p) {
 
 void append_any(const KvAppendParams& p) { VIDEOAR_DISPATCH(p.dtype, append, p) }
 
+// One head of one sample through all moves.
+void move_head(char* head, const KvMoved& t, const KvMoveParams& p) {
+  for (int64_t m = 0; m < p.move_count; ++m) {
+    const auto [source, target, length] = p.moves[m];
+    if (t.token_stride == t.row) {
+      std::memmove(head + target * t.row, head + source * t.row, size_t(length * t.row));
+      continue;
+    }
+    for (int64_t i = 0; i < length; ++i) {
+      const int64_t token = target > source ? length - 1 - i : i;
+      std::memmove(head + (target + token) * t.token_stride, head + (source + token) * t.token_stride, size_t(t.row));
+    }
+  }
+}
+
+void move(const KvMoveParams& p) {
+  int64_t tokens = 0;
+  for (int64_t m = 0; m < p.move_count; ++m) tokens += p.moves[m].length;
+  for (int64_t i = 0; i < p.tensor_count; ++i) {
+    const KvMoved& t = p.tensors[i];
+    const int64_t heads = t.batch * t.heads;
+    parallel_ranges(heads, 2 * heads * tokens * t.row, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h)
+        move_head((char*)t.data + h / t.heads * t.batch_stride + h % t.heads * t.head_stride, t, p);
+    });
+  }
+}
+
 }  // namespace
 
-const KvCacheKernels kv_cache_kernels = {append_any};
+const KvCacheKernels kv_cache_kernels = {append_any, move};
 
 }  // namespace VIDEOAR_ISA
 }  // namespace videoar

@@ -32,8 +32,28 @@ struct KvAppendParams {
   DType dtype;
 };
 
+// A tensor (batch, heads, capacity, row) whose tokens move; sizes and strides in bytes but for batch and heads.
+struct KvMoved {
+  void* data;
+  int64_t batch, heads, row;
+  int64_t batch_stride, head_stride, token_stride;
+};
+
+// Tokens of consecutive slots from `source` on go to those from `target` on, as if all were read before any is written.
+struct KvMove {
+  int64_t source, target, length;
+};
+
+// Moves follow one after the other, in every tensor.
+struct KvMoveParams {
+  const KvMoved* tensors;
+  const KvMove* moves;
+  int64_t tensor_count, move_count;
+};
+
 struct KvCacheKernels {
   void (*append)(const KvAppendParams&);
+  void (*move)(const KvMoveParams&);
 };
 
 VIDEOAR_DECLARE_KERNELS(KvCacheKernels, kv_cache_kernels)

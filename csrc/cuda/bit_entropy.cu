@@ -8,91 +8,130 @@ namespace cuda {
 namespace {
 
 constexpr int kSharedSums = 1600;  // of 24 bytes, below 48 KB
+constexpr int kFinishThreads = 512;
+constexpr int kAtOnce = 4;  // bytes of bits, and their logits, that a thread has on their way
 
 __device__ inline float log_one_plus(float x) { return log1pf(x); }
 __device__ inline double log_one_plus(double x) { return log1p(x); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 
-__device__ inline double lanes_sum(double value, int lanes) {
+// e^x for logits of T: its float error drowns in the rounding of narrow ones.
+template <class T>
+__device__ inline Accumulator<T> quick_exponential(Accumulator<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    return __expf(x);
+  } else {
+    return exponential(x);
+  }
+}
+
+template <class V>
+__device__ inline V lanes_sum(V value, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// Every group of lanes adds up its own tokens, scale by scale; then the block adds up its groups, in order.
+// Adds what a byte of bits costs in nats, and how many of them the signs of the logits agree with.
+template <class T, class A>
+__device__ inline void add_octet(const A (&logit)[8], unsigned bits, int count, A& nats, int& hits) {
+  A sum = A(0), rest = A(0);  // the product of all 1 + e^-|x| is 1 + rest: one logarithm for eight bits
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i >= count) continue;
+    const bool one = bits >> i & 1;
+    const A wrong = one ? -logit[i] : logit[i];  // evidence for the other bit
+    const A share = quick_exponential<T>(wrong > 0 ? -wrong : wrong);
+    sum += wrong > 0 ? wrong : A(0);
+    rest += share + rest * share;
+    hits += (logit[i] > 0) == one;
+  }
+  nats += sum + log_one_plus(rest);
+}
+
+// `lanes` threads share a token, a power of two. Every group of lanes adds up its own tokens, scale by scale; then the
+// block adds up its groups, in order.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kBitThreads)
-    entropy_kernel(const __grid_constant__ EntropyParams p, EntropySums* block_sums) {
+    entropy_kernel(const __grid_constant__ EntropyParams p, int lanes, EntropySums* block_sums) {
   using A = Accumulator<T>;
   __shared__ double sums[3 * kSharedSums];
-  const Octets at(p.dim);
-  const int scales = int(p.scales), cells = at.groups() * scales;
+  const int lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) / lanes, groups = int(blockDim.x) / lanes;
+  const int scales = int(p.scales), cells = groups * scales;
   for (int i = int(threadIdx.x); i < 3 * cells; i += int(blockDim.x)) sums[i] = 0;
   __syncthreads();
+  const int64_t bytes = (p.dim + 7) / 8;
+  const auto inside = [&](int64_t byte) { return p.dim - 8 * byte < 8 ? int(p.dim - 8 * byte) : 8; };
   const int64_t begin = p.rows * blockIdx.x / gridDim.x, end = p.rows * (blockIdx.x + 1) / gridDim.x;
-  for (int64_t base = begin; base < end; base += at.groups()) {
-    const int64_t row = base + at.group();
+  for (int64_t base = begin; base < end; base += groups) {
+    const int64_t row = base + group;
     const bool present = row < end;
-    double nats = 0, hits = 0;
-    for (int64_t byte = at.lane; present && byte < at.bytes; byte += at.lanes) {
-      const int count = p.dim - 8 * byte < 8 ? int(p.dim - 8 * byte) : 8;
-      A logit[8];
-      load_octet<kAligned>(logit, (const T*)p.logits + row * p.logits_stride + 8 * byte, count);
-      const unsigned bits = p.bits[row * p.bits_stride + byte];
-      A sum = A(0);
-      int agree = 0;
+    A nats = A(0);
+    int hits = 0;
+    for (int64_t first = lane; present && first < bytes; first += kAtOnce * lanes) {
+      A logit[kAtOnce][8];
+      unsigned bits[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i >= count) continue;
-        const bool one = bits >> i & 1;
-        const A wrong = one ? -logit[i] : logit[i];  // evidence for the other bit
-        sum += (wrong > 0 ? wrong : A(0)) + log_one_plus(exponential(wrong > 0 ? -wrong : wrong));
-        agree += (logit[i] > 0) == one;
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int64_t byte = first + n * lanes;
+        if (byte >= bytes) continue;
+        load_octet<kAligned>(logit[n], (const T*)p.logits + row * p.logits_stride + 8 * byte, inside(byte));
+        bits[n] = p.bits[row * p.bits_stride + byte];
       }
-      nats += double(sum);
-      hits += agree;
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int64_t byte = first + n * lanes;
+        if (byte < bytes) add_octet<T>(logit[n], bits[n], inside(byte), nats, hits);
+      }
     }
-    nats = lanes_sum(nats, at.lanes);
-    hits = lanes_sum(hits, at.lanes);
-    if (!present || at.lane != 0) continue;
+    nats = lanes_sum(nats, lanes);
+    hits = lanes_sum(hits, lanes);
+    if (!present || lane != 0) continue;
     const int id = p.scale_ids == nullptr ? 0 : p.scale_ids[row];
     const bool known = id >= 0 && id < scales;
     const int scale = known ? id : 0;
     const double weight = !known ? nan("") : p.weight == nullptr ? 1 : p.weight[row];
-    double* cell = sums + 3 * (at.group() * scales + scale);
-    cell[0] += weight * nats;
+    double* cell = sums + 3 * (group * scales + scale);
+    cell[0] += weight * double(nats);
     cell[1] += weight * hits;
     cell[2] += weight;
   }
   __syncthreads();
   for (int i = int(threadIdx.x); i < 3 * scales; i += int(blockDim.x)) {
     double sum = 0;
-    for (int group = 0; group < at.groups(); ++group) sum += sums[3 * scales * group + i];
+    for (int g = 0; g < groups; ++g) sum += sums[3 * scales * g + i];
     ((double*)(block_sums + int64_t(blockIdx.x) * scales))[i] = sum;
   }
 }
 
-// One block; its threads add up the blocks' sums of a scale in an order of their own, always the same.
+// One block; its warps take turns at the scales, whose sums their lanes add up over the blocks, always in one order.
 template <class W>
-__global__ void __launch_bounds__(kBitThreads)
+__global__ void __launch_bounds__(kFinishThreads)
     entropy_finish_kernel(const __grid_constant__ EntropyLaunch p, int64_t blocks) {
-  __shared__ double scratch[3 * kWarp];
+  constexpr int kWarps = kFinishThreads / kWarp;
+  __shared__ double of_warp[kWarps][3];
+  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const double dim = double(p.tokens.dim);
-  double all[3] = {0, 0, 0};
-  for (int64_t s = 0; s < p.tokens.scales; ++s) {
-    double one[3] = {0, 0, 0};  // nats, hits, weight
-    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
+  double all[3] = {0, 0, 0};  // nats, hits, weight
+  for (int64_t s = warp; s < p.tokens.scales; s += kWarps) {
+    double one[3] = {0, 0, 0};
+#pragma unroll 4
+    for (int64_t block = lane; block < blocks; block += kWarp) {
       const EntropySums part = p.sums[block * p.tokens.scales + s];
       one[0] += part.nats, one[1] += part.hits, one[2] += part.weight;
     }
-    block_sum(one, scratch);
-    for (int i = 0; i < 3; ++i) all[i] += one[i];
-    if (threadIdx.x != 0) continue;
+    for (int i = 0; i < 3; ++i) all[i] += one[i] = warp_sum(one[i]);
+    if (lane != 0) continue;
     ((W*)p.per_scale)[s] = W(one[0] / (one[2] * dim));
     ((W*)p.scale_accuracy)[s] = W(one[1] / (one[2] * dim));
     p.totals[s] = one[2];
   }
+  if (lane == 0)
+    for (int i = 0; i < 3; ++i) of_warp[warp][i] = all[i];
+  __syncthreads();
   if (threadIdx.x != 0) return;
+  for (int other = 1; other < kWarps; ++other)
+    for (int i = 0; i < 3; ++i) all[i] += of_warp[other][i];
   *(W*)p.loss = W(all[0] / (all[2] * dim));
   *(W*)p.accuracy = W(all[1] / (all[2] * dim));
 }
@@ -135,17 +174,19 @@ const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
   using W = Accumulator<T>;
   const EntropyParams& t = p.tokens;
   const int64_t blocks = entropy_blocks(t.rows);
-  const int lanes = octet_lanes(t.dim);
-  int threads = kBitThreads;
+  // Two neighbours read whole sectors of memory; more lanes where a token has many bytes, or the sums of many scales
+  // leave room for fewer groups.
+  int lanes = t.dim > 8 ? 2 : 1, threads = kBitThreads;
+  while (lanes < kWarp && (kAtOnce * lanes < (t.dim + 7) / 8 || threads / lanes * t.scales > kSharedSums)) lanes *= 2;
   while (threads > kWarp && threads / lanes * t.scales > kSharedSums) threads /= 2;
   if (threads / lanes * t.scales > kSharedSums)
-    return "bit_cross_entropy: expected num_scales of at most 50 (d <= 8) to 1600 (d > 128) on a GPU";
+    return "bit_cross_entropy: expected num_scales of at most 1600 on a GPU";
   if (octets_aligned<T>(t.logits, t.logits_stride, t.dim)) {
-    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, true>)(t, p.sums);
+    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, true>)(t, lanes, p.sums);
   } else {
-    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, false>)(t, p.sums);
+    VIDEOAR_LAUNCH(unsigned(blocks), threads, stream, entropy_kernel<T, false>)(t, lanes, p.sums);
   }
-  VIDEOAR_LAUNCH(1, kBitThreads, stream, entropy_finish_kernel<W>)(p, blocks);
+  VIDEOAR_LAUNCH(1, kFinishThreads, stream, entropy_finish_kernel<W>)(p, blocks);
   return launch_error();
 }
 

@@ -1,3 +1,4 @@
+// Elements to bits and bits to codes, and bits drawn from logits.
 #include "bits.h"
 #include "octet.cuh"
 
@@ -31,36 +32,6 @@ __global__ void __launch_bounds__(kBitThreads) code_kernel(const __grid_constant
     const unsigned bits = p.bits[row * p.stride + byte];
     store_octet<kAligned>((T*)p.code + row * p.dim + 8 * byte, count,
                           [&](int i) { return bits >> i & 1 ? plus : minus; });
-  });
-}
-
-__global__ void __launch_bounds__(kBitThreads) pack_kernel(const __grid_constant__ PackParams p) {
-  each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
-    const uint8_t* ones = p.ones + row * p.stride + 8 * byte;
-    unsigned bits = 0;
-    for (int i = 0; i < count; ++i) bits |= unsigned(ones[i] != 0) << i;
-    p.bits[row * ((p.dim + 7) / 8) + byte] = uint8_t(bits);
-  });
-}
-
-__global__ void __launch_bounds__(kBitThreads) unpack_kernel(const __grid_constant__ UnpackParams p) {
-  each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
-    const unsigned bits = p.bits[row * p.stride + byte];
-    for (int i = 0; i < count; ++i) p.ones[row * p.dim + 8 * byte + i] = uint8_t(bits >> i & 1);
-  });
-}
-
-__global__ void __launch_bounds__(kBitThreads) flip_kernel(const __grid_constant__ FlipParams p) {
-  const uint32_t all = philox_threshold(p.p);
-  each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
-    uint32_t word[8];
-    draw_octet(word, uint64_t(row * p.dim + 8 * byte), p.offset, p.seed);
-    const uint32_t threshold = p.row_p == nullptr ? all : philox_threshold(p.row_p[row]);
-    unsigned flips = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) flips |= unsigned(philox_event(word[i], threshold)) << i;
-    const unsigned inside = (1u << count) - 1;
-    p.out[row * ((p.dim + 7) / 8) + byte] = uint8_t((p.bits[row * p.stride + byte] ^ flips) & inside);
   });
 }
 
@@ -179,27 +150,9 @@ const char* launch_quantize(const QuantizeParams& p, void* stream) {
   VIDEOAR_CUDA_DISPATCH(p.dtype, quantize, p, cudaStream_t(stream));
 }
 
-const char* launch_pack(const PackParams& p, void* stream) {
-  if (p.rows * p.dim == 0) return nullptr;
-  VIDEOAR_LAUNCH(octet_grid(p.rows, p.dim), kBitThreads, cudaStream_t(stream), pack_kernel)(p);
-  return launch_error();
-}
-
-const char* launch_unpack(const UnpackParams& p, void* stream) {
-  if (p.rows * p.dim == 0) return nullptr;
-  VIDEOAR_LAUNCH(octet_grid(p.rows, p.dim), kBitThreads, cudaStream_t(stream), unpack_kernel)(p);
-  return launch_error();
-}
-
 const char* launch_code(const CodeParams& p, void* stream) {
   if (p.rows * p.dim == 0) return nullptr;
   VIDEOAR_CUDA_DISPATCH(p.dtype, code, p, cudaStream_t(stream));
-}
-
-const char* launch_flip(const FlipParams& p, void* stream) {
-  if (p.rows * p.dim == 0) return nullptr;
-  VIDEOAR_LAUNCH(octet_grid(p.rows, p.dim), kBitThreads, cudaStream_t(stream), flip_kernel)(p);
-  return launch_error();
 }
 
 const char* launch_sample(const SampleParams& p, void* stream) {

@@ -76,6 +76,45 @@ __device__ inline void write_cells(T* out, int64_t width, const F& f) {
   }
 }
 
+// A pack of a row that nobody writes meanwhile, from `column` on: so it may be on its way before earlier results are
+// stored. `missing` everywhere where the row is null.
+template <class A, int kPack, class S>
+__device__ inline void read_pack(A (&value)[kPack], const S* row, int64_t column, A missing = A(0)) {
+  if (row == nullptr) {
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) value[j] = missing;
+    return;
+  }
+  const Pack<S, kPack> pack = read_only((const Pack<S, kPack>*)(row + column));
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) value[j] = widen<A>(pack.value[j]);
+}
+
+// f(i, column, value) makes the thread's packs of a row, which are rounded once.
+template <class T, class A, int kPack, int kPacks, class F>
+__device__ inline void write_packs(T* out, int64_t width, const F& f) {
+  if constexpr (kPacks == 0) {
+    for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
+      A value[1];
+      f(0, c, value);
+      out[c] = narrow<T, A>(value[0]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int64_t first = int64_t(i * blockDim.x + threadIdx.x) * kPack;
+      if (first < width) {
+        A value[kPack];
+        f(i, first, value);
+        Pack<T, kPack> pack;
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) pack.value[j] = narrow<T, A>(value[j]);
+        *(Pack<T, kPack>*)(out + first) = pack;
+      }
+    }
+  }
+}
+
 // A sum for each of the thread's columns: in registers, or (kPacks = 0) in `memory`, which no other thread touches.
 template <class A, int kPack, int kPacks>
 struct CellSums {

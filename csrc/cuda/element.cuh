@@ -34,6 +34,22 @@ struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
   T value[kCount];
 };
 
+// What lies at p and is not written while the kernel runs.
+template <class P>
+__device__ inline P read_only(const P* p) {
+  if constexpr (sizeof(P) % 16 == 0) {
+    union {
+      uint4 words[sizeof(P) / 16];
+      P value;
+    } got;
+#pragma unroll
+    for (int i = 0; i < int(sizeof(P) / 16); ++i) got.words[i] = __ldg((const uint4*)p + i);
+    return got.value;
+  } else {
+    return *p;
+  }
+}
+
 inline bool aligned_to_16(const void* p) { return uint64_t(p) % 16 == 0; }
 
 }  // namespace cuda

@@ -22,8 +22,12 @@ struct KvAppendLaunch {
   DType dtype;
 };
 
-// Enqueues on `stream` (a cudaStream_t); null on success, else what went wrong.
+// Tensors and moves of one launch.
+constexpr int kLaunchMoved = 128, kLaunchMoves = 64;
+
+// Enqueue on `stream` (a cudaStream_t); null on success, else what went wrong.
 const char* launch_kv_append(const KvAppendLaunch& params, void* stream);
+const char* launch_kv_move(const KvMoveParams& params, void* stream);
 
 }  // namespace cuda
 }  // namespace videoar

@@ -7,7 +7,6 @@ namespace cuda {
 namespace {
 
 constexpr int kMostThreads = 512;
-constexpr int kAddThreads = 128;
 
 template <class T>
 __device__ inline const T* row_of(const TokenRows& rows, int64_t row, int64_t length) {
@@ -50,11 +49,15 @@ __global__ void __launch_bounds__(kMostThreads) adaln_norm_kernel(const __grid_c
     });
     block_sum(squares, scratch);
     const A rstd = reciprocal_root(squares[0] / A(width) + A(p.eps));
-    const RowCells<A, A, kPack, kPacks> weight((const A*)p.weight, width, A(1));
-    const RowCells<M, A, kPack, kPacks> scale(row_of<M>(p.scale, row, length), width);
-    const RowCells<M, A, kPack, kPacks> shift(row_of<M>(p.shift, row, length), width);
-    write_cells<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int j, int64_t c) {
-      return (x.at(i, j, c) - mean) * rstd * weight.at(i, j, c) * (1 + scale.at(i, j, c)) + shift.at(i, j, c);
+    const M *scales = row_of<M>(p.scale, row, length), *shifts = row_of<M>(p.shift, row, length);
+    write_packs<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int64_t first, A(&value)[kPack]) {
+      A weight[kPack], scale[kPack], shift[kPack];
+      read_pack(weight, (const A*)p.weight, first, A(1));
+      read_pack(scale, scales, first);
+      read_pack(shift, shifts, first);
+#pragma unroll
+      for (int j = 0; j < kPack; ++j)
+        value[j] = (x.at(i, j, first + j) - mean) * rstd * weight[j] * (1 + scale[j]) + shift[j];
     });
   }
 }
@@ -143,26 +146,6 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-// grads[group][column] = the sum of the partial rows of the group's tasks, in order; `stride` numbers between tasks.
-template <class A, class M>
-__global__ void __launch_bounds__(kAddThreads)
-    add_partials_kernel(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads) {
-  const int64_t items = groups * width, step = int64_t(gridDim.x) * kAddThreads;
-  for (int64_t item = int64_t(blockIdx.x) * kAddThreads + threadIdx.x; item < items; item += step) {
-    const A* first = partial + item / width * tasks * stride + item % width;
-    A sum = A(0);
-    for (int64_t task = 0; task < tasks; ++task) sum += first[task * stride];
-    grads[item] = narrow<M, A>(sum);
-  }
-}
-
-template <class A, class M>
-void add_partials(const A* partial, int64_t stride, int64_t groups, int64_t tasks, int64_t width, M* grads,
-                  cudaStream_t stream) {
-  const unsigned grid = grid_of((groups * width + kAddThreads - 1) / kAddThreads);
-  VIDEOAR_LAUNCH(grid, kAddThreads, stream, add_partials_kernel<A, M>)(partial, stride, groups, tasks, width, grads);
-}
-
 template <class A, class M>
 void add_group_partials(const A* partial, int64_t stride, const NormSizes& size, const NormTasks& tasks, int64_t tokens,
                         M* grads, cudaStream_t stream) {
@@ -178,9 +161,12 @@ __global__ void __launch_bounds__(kMostThreads) gated_residual_kernel(const __gr
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const RowCells<T, A, kPack, kPacks> x(row_of<T>(p.x, row, length), width);
     const RowCells<T, A, kPack, kPacks> y(row_of<T>(p.y, row, length), width);
-    const RowCells<M, A, kPack, kPacks> gate(row_of<M>(p.gate, row, length), width);
-    write_cells<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int j, int64_t c) {
-      return x.at(i, j, c) + gate.at(i, j, c) * y.at(i, j, c);
+    const M* gates = row_of<M>(p.gate, row, length);
+    write_packs<T, A, kPack, kPacks>(row_of<T>(p.out, row, length), width, [&](int i, int64_t first, A(&value)[kPack]) {
+      A gate[kPack];
+      read_pack(gate, gates, first);
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) value[j] = x.at(i, j, first + j) + gate[j] * y.at(i, j, first + j);
     });
   }
 }
@@ -233,24 +219,37 @@ struct Alignment {
   }
 };
 
-// f.template operator()<kPack, kPacks>(threads) with rows in registers where they are aligned and fit.
-template <class T, class F>
+// f.template operator()<kPack, kPacks>(threads) with rows in registers where they are aligned and fit: as many packs a
+// thread as let a warp or more share a row, so that many rows are on their way at once.
+template <class T, int kMostPacks, class F>
 void with_cells(bool aligned, int64_t width, const F& f) {
   constexpr int kPack = kPackOf<T>;
-  constexpr int kPacks = sizeof(T) == 4 ? 2 : 1;  // eight numbers a thread; more of them spill in backward
+  const auto start = [&]<int kPacks>() {
+    f.template operator()<kPack, kPacks>(row_threads(width, kPack, kPacks, kMostThreads));
+  };
   if constexpr (sizeof(T) < 8) {
-    if (aligned && width <= int64_t(kPack) * kPacks * kMostThreads)
-      return f.template operator()<kPack, kPacks>(row_threads(width, kPack, kPacks, kMostThreads));
+    if (aligned && width <= int64_t(kPack) * kMostPacks * kMostThreads) {
+      if constexpr (kMostPacks >= 4)
+        if (width > 2 * kPack * kWarp) return start.template operator()<4>();
+      if constexpr (kMostPacks >= 2)
+        if (width > kPack * kWarp) return start.template operator()<2>();
+      return start.template operator()<1>();
+    }
   }
   f.template operator()<1, 0>(row_threads(width, 1, 0, kMostThreads));
 }
+
+// Packs of a thread: 32 numbers where only a row is kept, 16 where two are, eight beside backward's sums (more spill).
+constexpr int kNormPacks = 4, kResidualPacks = 2;
+template <class T>
+constexpr int kBackwardPacks = sizeof(T) == 4 ? 2 : 1;
 
 template <class T, class M>
 void adaln_norm_of(const AdalnParams& p, cudaStream_t stream) {
   const int64_t rows = p.size.batch * p.size.length;
   Alignment a(p.size.width, sizeof(T));
   a.tokens(p.x).tokens(p.out).dense(p.weight).modulation(p.scale, sizeof(M)).modulation(p.shift, sizeof(M));
-  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+  with_cells<T, kNormPacks>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
     VIDEOAR_LAUNCH(grid_of(rows), threads, stream, adaln_norm_kernel<T, M, kPack, kPacks>)(p);
   });
 }
@@ -263,7 +262,7 @@ void adaln_norm_backward_of(const AdalnBackwardParams& p, cudaStream_t stream) {
   const NormTasks tasks = norm_tasks(f.size, f.scale.tokens, f.shift.tokens, kNormTasks);
   Alignment a(width, sizeof(T));
   a.tokens(f.x).tokens(p.grad_out).dense(p.grad_x).dense(f.weight).modulation(f.scale, sizeof(M));
-  with_cells<T>(a.good, width, [&]<int kPack, int kPacks>(int threads) {
+  with_cells<T, kBackwardPacks<T>>(a.good, width, [&]<int kPack, int kPacks>(int threads) {
     VIDEOAR_LAUNCH(grid_of(tasks.count), threads, stream, adaln_norm_backward_kernel<T, M, kPack, kPacks>)(p, tasks);
   });
   const A* partial = (const A*)p.partial;
@@ -279,7 +278,7 @@ void gated_residual_of(const GatedResidualParams& p, cudaStream_t stream) {
   const int64_t rows = p.size.batch * p.size.length;
   Alignment a(p.size.width, sizeof(T));
   a.tokens(p.x).tokens(p.y).tokens(p.out).modulation(p.gate, sizeof(M));
-  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+  with_cells<T, kResidualPacks>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
     VIDEOAR_LAUNCH(grid_of(rows), threads, stream, gated_residual_kernel<T, M, kPack, kPacks>)(p);
   });
 }
@@ -290,7 +289,7 @@ void gated_residual_backward_of(const GatedResidualBackwardParams& p, cudaStream
   const NormTasks tasks = norm_tasks(p.size, p.gate.tokens, p.gate.tokens, kNormTasks);
   Alignment a(p.size.width, sizeof(T));
   a.tokens(p.y).tokens(p.grad_out).dense(p.grad_y).modulation(p.gate, sizeof(M));
-  with_cells<T>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+  with_cells<T, kBackwardPacks<T>>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
     VIDEOAR_LAUNCH(grid_of(tasks.count), threads, stream, gated_residual_backward_kernel<T, M, kPack, kPacks>)
     (p, tasks);
   });

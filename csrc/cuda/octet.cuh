@@ -9,38 +9,19 @@ namespace cuda {
 
 constexpr int kBitThreads = 256;
 
-// A power of two of threads shares a token, a byte each; tokens of more bytes take several turns.
-struct Octets {
-  int lanes, lane;
-  int64_t bytes;
-
-  __device__ explicit Octets(int64_t dim) : lanes(1), bytes((dim + 7) / 8) {
-    while (lanes < kWarp && lanes < bytes) lanes *= 2;
-    lane = int(threadIdx.x) % lanes;
-  }
-  __device__ int group() const { return int(threadIdx.x) / lanes; }
-  __device__ int groups() const { return int(blockDim.x) / lanes; }
-};
-
-inline int octet_lanes(int64_t dim) {
-  int lanes = 1;
-  while (lanes < kWarp && lanes < (dim + 7) / 8) lanes *= 2;
-  return lanes;
-}
-
-// f(row, byte, count) for every byte, with the number of elements in it.
+// f(row, byte, count) for every byte, with the number of elements in it; neighbouring threads get neighbouring bytes,
+// so that none is idle where a token's bytes are no power of two.
 template <class F>
 __device__ inline void each_octet(int64_t rows, int64_t dim, const F& f) {
-  const Octets at(dim);
-  const int64_t step = int64_t(gridDim.x) * at.groups();
-  for (int64_t row = int64_t(blockIdx.x) * at.groups() + at.group(); row < rows; row += step)
-    for (int64_t byte = at.lane; byte < at.bytes; byte += at.lanes)
-      f(row, byte, dim - 8 * byte < 8 ? int(dim - 8 * byte) : 8);
+  const int64_t bytes = (dim + 7) / 8, items = rows * bytes, step = int64_t(gridDim.x) * kBitThreads;
+  for (int64_t item = int64_t(blockIdx.x) * kBitThreads + threadIdx.x; item < items; item += step) {
+    const int64_t row = item / bytes, byte = item - row * bytes;
+    f(row, byte, dim - 8 * byte < 8 ? int(dim - 8 * byte) : 8);
+  }
 }
 
 inline unsigned octet_grid(int64_t rows, int64_t dim) {
-  const int groups = kBitThreads / octet_lanes(dim);
-  return grid_of((rows + groups - 1) / groups);
+  return grid_of((rows * ((dim + 7) / 8) + kBitThreads - 1) / kBitThreads);
 }
 
 // Elements as numbers; those past `count` are zero. kAligned: all eight are there, in accesses of 16 bytes.
@@ -88,6 +69,18 @@ __device__ inline void draw_octet(uint32_t (&word)[8], uint64_t first, uint64_t 
       word[i] = at == 0 ? block.word[0] : at == 1 ? block.word[1] : at == 2 ? block.word[2] : block.word[3];
     }
   }
+}
+
+// Which of elements `first` to `first` + 7 an event of this threshold befalls.
+__device__ inline unsigned events_octet(uint64_t first, uint32_t threshold, uint64_t offset, uint64_t seed) {
+  if (threshold == 0) return 0;
+  uint32_t word[8];
+  draw_octet(word, first, offset, seed);
+  const uint32_t last = (threshold << 8) - 1;  // word >> 8 is below the threshold exactly up to here
+  unsigned events = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) events |= unsigned(word[i] <= last) << i;
+  return events;
 }
 
 // Whether octets of every row can be moved in accesses of 16 bytes.

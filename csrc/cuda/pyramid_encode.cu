@@ -69,12 +69,7 @@ struct EncodeKernel {
         for (int c = 0; c < 8; ++c) bits |= unsigned(residual.value[c] > 0) << c;
         bits &= (1u << g.inside(octet)) - 1;
         if (write) p.labels[(first + token) * g.octets + octet] = uint8_t(bits);
-        if (threshold > 0) {
-          uint32_t word[8];
-          draw_octet(word, uint64_t((first + token) * g.dim + 8 * octet), p.offset, p.seed);
-#pragma unroll
-          for (int c = 0; c < 8; ++c) bits ^= unsigned(philox_event(word[c], threshold)) << c;
-        }
+        bits ^= events_octet(uint64_t((first + token) * g.dim + 8 * octet), threshold, p.offset, p.seed);
         small[token] = code_of(bits, amplitude);
       });
       __syncthreads();

@@ -1,3 +1,4 @@
+#include "reduce.cuh"
 #include "rotate.cuh"
 
 namespace videoar {
@@ -35,38 +36,50 @@ __global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_consta
   const Lanes at(dim, kPack, kUnits);
   const A* weight = (const A*)p.weight;
   const bool full_width = weight != nullptr && p.full_width;
+  const HeadTurns turns(at);
   using Cells = HeadCells<T, A, kPack, kUnits, kInterleaved>;
   each_token_group(int64_t(blockIdx.x) * kTokens, tokens, step, [&](int64_t first, int count) {
-    fill_angles(angles, p.rotation, first, count, p.size.length, half);
     const auto head_of = [&](int local, int head) {
       return (const T*)p.x + token_offset(p.x_stride, first + local, p.size.length) + head * p.x_stride.head;
     };
+    const bool token_present = turns.local < count;
+    const int local = token_present ? turns.local : 0;
     Cells x;
+    typename Cells::Raw next;
+    const auto load_next = [&](int head) {
+      const bool present = token_present && head < heads;
+      next.load(head_of(local, present ? head : 0), at, half, present);
+    };
+    load_next(turns.first);  // on its way while the angles are made
+    fill_angles(angles, p.rotation, first, count, p.size.length, half);
     if (full_width) {
-      each_head(at, count, heads, [&](int local, int head, bool present) {
-        x.load(head_of(local, head), at, half, present);
+      each_head(at, count, heads, [&](int token, int head, bool present) {
+        x.load(head_of(token, head), at, half, present);
         const A sum = lanes_sum(x.squares(), at.lanes);
-        if (present && at.lane == 0) squares[local * heads + head] = sum;
+        if (present && at.lane == 0) squares[token * heads + head] = sum;
       });
     }
     __syncthreads();
-    each_head(at, count, heads, [&](int local, int head, bool present) {
-      x.load(head_of(local, head), at, half, present);
+    typename Cells::Turn turn;
+    turn.load(angles + local * half, at);
+    A token_sum = A(0);
+    for (int h = 0; full_width && h < heads; ++h) token_sum += squares[local * heads + h];
+    // All lanes of a warp come along to the last head.
+    for (int base = 0; base < heads; base += turns.groups) {
+      const int head = base + turns.first;
+      const bool present = token_present && head < heads;
+      x.take(next);
+      if (base + turns.groups < heads) load_next(head + turns.groups);
       if (weight != nullptr) {
-        A sum = A(0);
-        if (full_width) {
-          for (int h = 0; h < heads; ++h) sum += squares[local * heads + h];
-        } else {
-          sum = lanes_sum(x.squares(), at.lanes);
-        }
+        const A sum = full_width ? token_sum : lanes_sum(x.squares(), at.lanes);
         const A rstd = reciprocal_root(sum / A(full_width ? heads * dim : dim) + A(p.eps));
-        x.scale(rstd, weight + (full_width ? head * dim : 0), at, half);
+        x.scale(rstd, weight + (full_width && present ? head * dim : 0), at, half);
       }
-      if (!present) return;
-      x.rotate(angles + local * half, at);
+      if (!present) continue;
+      x.rotate(turn, at);
       T* out = (T*)p.out + token_offset(p.out_stride, first + local, p.size.length) + head * p.out_stride.head;
       x.store(out, at, half);
-    });
+    }
     __syncthreads();
   });
 }
@@ -177,16 +190,6 @@ __global__ void __launch_bounds__(kRopeThreads, 2)
   }
 }
 
-template <class A>
-__global__ void __launch_bounds__(kRopeThreads)
-    add_weight_partials_kernel(const A* partial, int64_t chunks, int64_t weights, A* grad) {
-  const int64_t i = int64_t(blockIdx.x) * kRopeThreads + threadIdx.x;
-  if (i >= weights) return;
-  A sum = A(0);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * weights + i];
-  grad[i] = sum;
-}
-
 const char* unfit(const RopeSizes& size, bool full_width) {
   if (size.dim > kRopeMaxDim) return "rope: head_dim above 256";
   if (size.heads > 1 << 20) return "rope: more than 2^20 heads";
@@ -198,7 +201,8 @@ template <class T>
 const char* heads(const HeadsParams& p, cudaStream_t stream) {
   using A = Accumulator<T>;
   const int64_t groups = (p.size.batch * p.size.length + kTokens - 1) / kTokens;
-  const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) && packs_aligned<T>(p.out, p.size, p.out_stride);
+  const bool aligned = packs_aligned<T>(p.x, p.size, p.x_stride) && packs_aligned<T>(p.out, p.size, p.out_stride) &&
+                       aligned_to_16(p.weight);
   with_packs<T>(aligned, [&]<int kPack, int kUnits>() {
     if (p.rotation.interleaved) {
       VIDEOAR_LAUNCH(grid_of(groups), kRopeThreads, stream, heads_kernel<T, A, kPack, kUnits, true>)(p);
@@ -225,9 +229,7 @@ const char* heads_backward(const HeadsBackwardParams& p, cudaStream_t stream) {
       VIDEOAR_LAUNCH(unsigned(chunks), kRopeThreads, stream, heads_backward_kernel<T, A, kPack, kUnits, false>)(p);
     }
   });
-  const unsigned grid = unsigned((weights + kRopeThreads - 1) / kRopeThreads);
-  VIDEOAR_LAUNCH(grid, kRopeThreads, stream, add_weight_partials_kernel<A>)
-  ((const A*)p.partial, chunks, weights, (A*)p.grad_weight);
+  add_partials((const A*)p.partial, weights, 1, chunks, weights, (A*)p.grad_weight, stream);
   return launch_error();
 }
 

@@ -101,21 +101,42 @@ struct HeadCells {
     }
   }
 
-  // Zeros where the head is absent, so that sums may include it.
-  __device__ void load(const T* head, const Lanes& at, int half, bool present) {
+  // Packs as they lie in memory, in half the registers: what a thread has on its way while it works on another head.
+  struct Raw {
+    P pack[kUnits][2];
+
+    // Zeros where the head is absent, so that sums may include it.
+    __device__ void load(const T* head, const Lanes& at, int half, bool present) {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) pack[i][0] = pack[i][1] = P{};
+      if (!present) return;
+      each_unit(at, [&](int i, int u) {
+        pack[i][0] = *(const P*)(head + element(u, 0, half));
+        pack[i][1] = *(const P*)(head + element(u, kPack, half));
+      });
+    }
+    __device__ void store(T* head, const Lanes& at, int half) const {
+      each_unit(at, [&](int i, int u) {
+        *(P*)(head + element(u, 0, half)) = pack[i][0];
+        *(P*)(head + element(u, kPack, half)) = pack[i][1];
+      });
+    }
+  };
+
+  __device__ void take(const Raw& raw) {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i)
 #pragma unroll
-      for (int j = 0; j < 2 * kPack; ++j) value[i][j] = A(0);
-    if (!present) return;
-    each_unit(at, [&](int i, int u) {
-      const P low = *(const P*)(head + element(u, 0, half)), high = *(const P*)(head + element(u, kPack, half));
-#pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        value[i][j] = widen<A>(low.value[j]);
-        value[i][kPack + j] = widen<A>(high.value[j]);
+        value[i][j] = widen<A>(raw.pack[i][0].value[j]);
+        value[i][kPack + j] = widen<A>(raw.pack[i][1].value[j]);
       }
-    });
+  }
+
+  __device__ void load(const T* head, const Lanes& at, int half, bool present) {
+    Raw raw;
+    raw.load(head, at, half, present);
+    take(raw);
   }
 
   __device__ void store(T* head, const Lanes& at, int half) const {
@@ -142,17 +163,34 @@ struct HeadCells {
 
   // value *= factor * weight.
   __device__ void scale(A factor, const A* weight, const Lanes& at, int half) {
+    using W = Pack<A, kPack>;
     each_unit(at, [&](int i, int u) {
+      const W low = *(const W*)(weight + element(u, 0, half)), high = *(const W*)(weight + element(u, kPack, half));
 #pragma unroll
-      for (int j = 0; j < 2 * kPack; ++j) value[i][j] *= factor * weight[element(u, j, half)];
+      for (int j = 0; j < kPack; ++j) {
+        value[i][j] *= factor * low.value[j];
+        value[i][kPack + j] *= factor * high.value[j];
+      }
     });
   }
 
-  __device__ void rotate(const Angle<A>* angles, const Lanes& at) {
-    each_unit(at, [&](int i, int u) {
+  // The angles of one token's pairs, for all of its heads.
+  struct Turn {
+    Angle<A> angle[kUnits][kPack];
+
+    __device__ void load(const Angle<A>* angles, const Lanes& at) {
+      each_unit(at, [&](int i, int u) {
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) angle[i][j] = angles[u * kPack + j];
+      });
+    }
+  };
+
+  __device__ void rotate(const Turn& turn, const Lanes& at) {
+    each_unit(at, [&](int i, int) {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        const Angle<A> angle = angles[u * kPack + j];
+        const Angle<A> angle = turn.angle[i][j];
         const int first = kInterleaved ? 2 * j : j, second = kInterleaved ? 2 * j + 1 : kPack + j;
         const A a = value[i][first], b = value[i][second];
         value[i][first] = a * angle.cosine - b * angle.sine;
@@ -160,7 +198,23 @@ struct HeadCells {
       }
     });
   }
+  __device__ void rotate(const Angle<A>* angles, const Lanes& at) {
+    Turn turn;
+    turn.load(angles, at);
+    rotate(turn, at);
+  }
 };
+
+// Which token of a block's kTokens a group of lanes takes, and which of its heads: every `groups`-th.
+struct HeadTurns {
+  int local, first, groups;
+
+  __device__ explicit HeadTurns(const Lanes& at)
+      : local(at.group() / (at.groups() / kTokens)),
+        first(at.group() % (at.groups() / kTokens)),
+        groups(at.groups() / kTokens) {}
+};
+static_assert(kRopeThreads / kWarp >= kTokens, "every token has a group of lanes");
 
 // Whether heads of `dim` can be moved in packs of 16 bytes: the tensor and its strides are aligned.
 template <class T>

@@ -20,6 +20,9 @@
 struct uint3 {
   unsigned x, y, z;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -158,11 +161,12 @@ struct Launcher {
     machine.arguments = &call;
     machine.size = block;
     machine.grid = grid;
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        machine.index = {x, y, 0};
-        machine.run(block.x);
-      }
+    for (unsigned z = 0; z < grid.z; ++z)
+      for (unsigned y = 0; y < grid.y; ++y)
+        for (unsigned x = 0; x < grid.x; ++x) {
+          machine.index = {x, y, z};
+          machine.run(block.x);
+        }
   }
 };
 
@@ -207,9 +211,16 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+template <class T>
+T __ldg(const T* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float __expf(float x) { return std::exp(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 

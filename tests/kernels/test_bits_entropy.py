@@ -146,6 +146,15 @@ def test_cross_entropy_does_not_depend_on_threads():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("dim", [1, 48])
+def test_as_many_scales_as_a_gpu_takes(isa, dim):
+    scales, ids = 1600, torch.arange(1700) % 1600
+    logits, packed = torch.randn(1700, dim), numpy_pack(torch.rand(1700, dim) < 0.5)
+    out = K.bit_cross_entropy(logits, packed, scale_ids=ids, num_scales=scales)
+    for value, exact in zip(out, entropy64(logits, packed, torch.ones(()), ids, scales), strict=True):
+        assert_close(value, exact)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0])
 def test_cross_entropy_is_precise_at_every_size_of_the_loss(isa, scale):
     """One logarithm serves a token: its sum stays as precise where every term is tiny."""

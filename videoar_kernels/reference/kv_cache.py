@@ -91,6 +91,14 @@ def kv_cache_append(
         v_caches[layer][:, :, slots] = vs[layer]
 
 
+def kv_cache_move(caches: Sequence[Tensor], moves: Sequence[int]) -> None:
+    """Moves tokens of caches (B, H, slots, D): `moves` holds source, target and length of stretches of slots, one after
+    the other; each is read before it is written."""
+    for source, target, length in zip(moves[::3], moves[1::3], moves[2::3], strict=True):
+        for cache in caches:
+            cache[:, :, target : target + length] = cache[:, :, source : source + length].clone()
+
+
 @dataclass
 class _Unit:
     number: int  # counted since the reset
