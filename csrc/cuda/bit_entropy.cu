@@ -15,14 +15,26 @@ __device__ inline float log_one_plus(float x) { return log1pf(x); }
 __device__ inline double log_one_plus(double x) { return log1p(x); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
+__device__ inline float magnitude(float x) { return fabsf(x); }
+__device__ inline double magnitude(double x) { return fabs(x); }
 
-// e^x for logits of T: its float error drowns in the rounding of narrow ones.
+#if defined(VIDEOAR_CUDA_ON_CPU)
+inline float quick_exp2(float x) { return exp2f(x); }
+#else
+__device__ inline float quick_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// e^-|x| for a logit of T; the error of a quick exponential drowns in the rounding of narrow ones.
 template <class T>
-__device__ inline Accumulator<T> quick_exponential(Accumulator<T> x) {
+__device__ inline Accumulator<T> decay(Accumulator<T> x) {
   if constexpr (sizeof(T) == 2) {
-    return __expf(x);
+    return quick_exp2(magnitude(x) * -1.4426950408889634f);
   } else {
-    return exponential(x);
+    return exponential(-magnitude(x));
   }
 }
 
@@ -36,16 +48,17 @@ __device__ inline V lanes_sum(V value, int lanes) {
 template <class T, class A>
 __device__ inline void add_octet(const A (&logit)[8], unsigned bits, int count, A& nats, int& hits) {
   A sum = A(0), rest = A(0);  // the product of all 1 + e^-|x| is 1 + rest: one logarithm for eight bits
+  unsigned above = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (i >= count) continue;
-    const bool one = bits >> i & 1;
-    const A wrong = one ? -logit[i] : logit[i];  // evidence for the other bit
-    const A share = quick_exponential<T>(wrong > 0 ? -wrong : wrong);
+    const A wrong = bits >> i & 1 ? -logit[i] : logit[i];  // evidence for the other bit
     sum += wrong > 0 ? wrong : A(0);
+    const A share = decay<T>(logit[i]);
     rest += share + rest * share;
-    hits += (logit[i] > 0) == one;
+    above |= unsigned(logit[i] > 0) << i;
   }
+  hits += count - __popc((above ^ bits) & ((1u << count) - 1));
   nats += sum + log_one_plus(rest);
 }
 

@@ -107,10 +107,9 @@ __global__ void __launch_bounds__(kBitThreads) unpack_kernel(const __grid_consta
 
 // Rows of whole bytes as one: kWords words of four bytes a thread. What is left of the last thread's, a byte a thread.
 template <int kWords>
-__global__ void __launch_bounds__(kBitThreads) flip_row_kernel(const __grid_constant__ FlipParams p) {
+__global__ void __launch_bounds__(kBitThreads) flip_row_kernel(const __grid_constant__ FlipParams p, uint32_t all) {
   using Words = Pack<uint32_t, kWords>;
   const int64_t row_bytes = p.dim / 8, bytes = p.rows * row_bytes, items = bytes / int64_t(sizeof(Words));
-  const uint32_t all = philox_threshold(p.p);
   const auto threshold_of = [&](int64_t row) { return p.row_p == nullptr ? all : philox_threshold(p.row_p[row]); };
   const int64_t step = int64_t(gridDim.x) * kBitThreads, mine = int64_t(blockIdx.x) * kBitThreads + threadIdx.x;
   for (int64_t item = mine; item < items; item += step) {
@@ -141,8 +140,7 @@ __global__ void __launch_bounds__(kBitThreads) flip_row_kernel(const __grid_cons
     p.out[byte] = p.bits[byte] ^ events_octet(uint64_t(8 * byte), threshold_of(byte / row_bytes), p.offset, p.seed);
 }
 
-__global__ void __launch_bounds__(kBitThreads) flip_kernel(const __grid_constant__ FlipParams p) {
-  const uint32_t all = philox_threshold(p.p);
+__global__ void __launch_bounds__(kBitThreads) flip_kernel(const __grid_constant__ FlipParams p, uint32_t all) {
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
     const uint32_t threshold = p.row_p == nullptr ? all : philox_threshold(p.row_p[row]);
     const unsigned flips = events_octet(uint64_t(row * p.dim + 8 * byte), threshold, p.offset, p.seed);
@@ -195,12 +193,13 @@ const char* launch_flip(const FlipParams& p, void* stream) {
   const cudaStream_t to = cudaStream_t(stream);
   const int64_t row_bytes = (p.dim + 7) / 8, bytes = p.rows * row_bytes;
   const bool row = p.dim % 8 == 0 && one_row(p.rows, row_bytes, p.stride);
+  const uint32_t all = philox_threshold(p.p);
   if (row && bytes >= kManyFlips && aligned_to(16, p.bits, p.out)) {
-    VIDEOAR_LAUNCH(octet_grid(bytes / 16, 8), kBitThreads, to, flip_row_kernel<4>)(p);
+    VIDEOAR_LAUNCH(octet_grid(bytes / 16, 8), kBitThreads, to, flip_row_kernel<4>)(p, all);
   } else if (row && aligned_to(4, p.bits, p.out)) {
-    VIDEOAR_LAUNCH(octet_grid(bytes / 4 + 1, 8), kBitThreads, to, flip_row_kernel<1>)(p);
+    VIDEOAR_LAUNCH(octet_grid(bytes / 4 + 1, 8), kBitThreads, to, flip_row_kernel<1>)(p, all);
   } else {
-    VIDEOAR_LAUNCH(octet_grid(p.rows, p.dim), kBitThreads, to, flip_kernel)(p);
+    VIDEOAR_LAUNCH(octet_grid(p.rows, p.dim), kBitThreads, to, flip_kernel)(p, all);
   }
   return launch_error();
 }

@@ -1,4 +1,6 @@
 // Elements to bits and bits to codes, and bits drawn from logits.
+#include <cmath>
+
 #include "bits.h"
 #include "octet.cuh"
 
@@ -6,11 +8,17 @@ namespace videoar {
 namespace cuda {
 namespace {
 
+// |code|, made once on the host: its root and quotient in float64 would take longer than a thread's eight elements.
+template <class T>
+Accumulator<T> code_size(int64_t dim) {
+  return Accumulator<T>(1 / sqrt(double(dim)));
+}
+
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBitThreads) quantize_kernel(const __grid_constant__ QuantizeParams p) {
+__global__ void __launch_bounds__(kBitThreads)
+    quantize_kernel(const __grid_constant__ QuantizeParams p, Accumulator<T> magnitude) {
   using A = Accumulator<T>;
-  const double magnitude = 1 / sqrt(double(p.dim));
-  const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
+  const T plus = narrow<T, A>(magnitude), minus = narrow<T, A>(-magnitude);
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
     A x[8];
     load_octet<kAligned>(x, (const T*)p.x + row * p.stride + 8 * byte, count);
@@ -24,10 +32,10 @@ __global__ void __launch_bounds__(kBitThreads) quantize_kernel(const __grid_cons
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBitThreads) code_kernel(const __grid_constant__ CodeParams p) {
+__global__ void __launch_bounds__(kBitThreads)
+    code_kernel(const __grid_constant__ CodeParams p, Accumulator<T> magnitude) {
   using A = Accumulator<T>;
-  const double magnitude = 1 / sqrt(double(p.dim));
-  const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
+  const T plus = narrow<T, A>(magnitude), minus = narrow<T, A>(-magnitude);
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
     const unsigned bits = p.bits[row * p.stride + byte];
     store_octet<kAligned>((T*)p.code + row * p.dim + 8 * byte, count,
@@ -68,10 +76,10 @@ __device__ inline Draw sample_quickly(float x, float uncond, float guidance, boo
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBitThreads, 2) sample_kernel(const __grid_constant__ SampleParams p) {
+__global__ void __launch_bounds__(kBitThreads, 2)
+    sample_kernel(const __grid_constant__ SampleParams p, Accumulator<T> magnitude) {
   using A = Accumulator<T>;
-  const double magnitude = 1 / sqrt(double(p.dim));
-  const T plus = narrow<T, A>(A(magnitude)), minus = narrow<T, A>(A(-magnitude));
+  const T plus = narrow<T, A>(magnitude), minus = narrow<T, A>(-magnitude);
   const bool guided = p.uncond != nullptr, greedy = p.temperature == 0;
   const float rate = greedy ? 0.0f : float(-1.4426950408889634 / p.temperature);
   each_octet(p.rows, p.dim, [&](int64_t row, int64_t byte, int count) {
@@ -112,9 +120,9 @@ template <class T>
 const char* quantize(const QuantizeParams& p, cudaStream_t stream) {
   const unsigned grid = octet_grid(p.rows, p.dim);
   if (octets_aligned<T>(p.x, p.stride, p.dim) && aligned_to_16(p.code)) {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, quantize_kernel<T, true>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, quantize_kernel<T, true>)(p, code_size<T>(p.dim));
   } else {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, quantize_kernel<T, false>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, quantize_kernel<T, false>)(p, code_size<T>(p.dim));
   }
   return launch_error();
 }
@@ -123,9 +131,9 @@ template <class T>
 const char* code(const CodeParams& p, cudaStream_t stream) {
   const unsigned grid = octet_grid(p.rows, p.dim);
   if (octets_aligned<T>(p.code, p.dim, p.dim)) {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, code_kernel<T, true>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, code_kernel<T, true>)(p, code_size<T>(p.dim));
   } else {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, code_kernel<T, false>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, code_kernel<T, false>)(p, code_size<T>(p.dim));
   }
   return launch_error();
 }
@@ -136,9 +144,9 @@ const char* sample(const SampleParams& p, cudaStream_t stream) {
   const bool aligned = octets_aligned<T>(p.logits, p.logits_stride, p.dim) && aligned_to_16(p.code) &&
                        (p.uncond == nullptr || octets_aligned<T>(p.uncond, p.uncond_stride, p.dim));
   if (aligned) {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, sample_kernel<T, true>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, sample_kernel<T, true>)(p, code_size<T>(p.dim));
   } else {
-    VIDEOAR_LAUNCH(grid, kBitThreads, stream, sample_kernel<T, false>)(p);
+    VIDEOAR_LAUNCH(grid, kBitThreads, stream, sample_kernel<T, false>)(p, code_size<T>(p.dim));
   }
   return launch_error();
 }

@@ -7,6 +7,7 @@ namespace cuda {
 namespace {
 
 constexpr int kMostThreads = 512;
+constexpr int kNormThreads = 384;  // two such blocks leave 80 registers a thread
 
 template <class T>
 __device__ inline const T* row_of(const TokenRows& rows, int64_t row, int64_t length) {
@@ -29,7 +30,7 @@ __device__ inline float reciprocal_root(float x) { return rsqrtf(x); }
 __device__ inline double reciprocal_root(double x) { return rsqrt(x); }
 
 template <class T, class M, int kPack, int kPacks>
-__global__ void __launch_bounds__(kMostThreads) adaln_norm_kernel(const __grid_constant__ AdalnParams p) {
+__global__ void __launch_bounds__(kNormThreads, 2) adaln_norm_kernel(const __grid_constant__ AdalnParams p) {
   using A = Accumulator<T>;
   __shared__ A scratch[kWarp];
   const int64_t width = p.size.width, length = p.size.length, rows = p.size.batch * length;
@@ -221,14 +222,14 @@ struct Alignment {
 
 // f.template operator()<kPack, kPacks>(threads) with rows in registers where they are aligned and fit: as many packs a
 // thread as let a warp or more share a row, so that many rows are on their way at once.
-template <class T, int kMostPacks, class F>
+template <class T, int kMostPacks, int kThreads = kMostThreads, class F>
 void with_cells(bool aligned, int64_t width, const F& f) {
   constexpr int kPack = kPackOf<T>;
   const auto start = [&]<int kPacks>() {
-    f.template operator()<kPack, kPacks>(row_threads(width, kPack, kPacks, kMostThreads));
+    f.template operator()<kPack, kPacks>(row_threads(width, kPack, kPacks, kThreads));
   };
   if constexpr (sizeof(T) < 8) {
-    if (aligned && width <= int64_t(kPack) * kMostPacks * kMostThreads) {
+    if (aligned && width <= int64_t(kPack) * kMostPacks * kThreads) {
       if constexpr (kMostPacks >= 4)
         if (width > 2 * kPack * kWarp) return start.template operator()<4>();
       if constexpr (kMostPacks >= 2)
@@ -236,7 +237,7 @@ void with_cells(bool aligned, int64_t width, const F& f) {
       return start.template operator()<1>();
     }
   }
-  f.template operator()<1, 0>(row_threads(width, 1, 0, kMostThreads));
+  f.template operator()<1, 0>(row_threads(width, 1, 0, kThreads));
 }
 
 // Packs of a thread: 32 numbers where only a row is kept, 16 where two are, eight beside backward's sums (more spill).
@@ -249,7 +250,7 @@ void adaln_norm_of(const AdalnParams& p, cudaStream_t stream) {
   const int64_t rows = p.size.batch * p.size.length;
   Alignment a(p.size.width, sizeof(T));
   a.tokens(p.x).tokens(p.out).dense(p.weight).modulation(p.scale, sizeof(M)).modulation(p.shift, sizeof(M));
-  with_cells<T, kNormPacks>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
+  with_cells<T, kNormPacks, kNormThreads>(a.good, p.size.width, [&]<int kPack, int kPacks>(int threads) {
     VIDEOAR_LAUNCH(grid_of(rows), threads, stream, adaln_norm_kernel<T, M, kPack, kPacks>)(p);
   });
 }

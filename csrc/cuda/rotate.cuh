@@ -187,21 +187,25 @@ struct HeadCells {
   };
 
   __device__ void rotate(const Turn& turn, const Lanes& at) {
-    each_unit(at, [&](int i, int) {
+    rotate_by(at, [&](int i, int, int j) { return turn.angle[i][j]; });
+  }
+  __device__ void rotate(const Angle<A>* angles, const Lanes& at) {
+    rotate_by(at, [&](int, int u, int j) { return angles[u * kPack + j]; });
+  }
+
+ private:
+  template <class F>
+  __device__ void rotate_by(const Lanes& at, const F& angle_of) {
+    each_unit(at, [&](int i, int u) {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        const Angle<A> angle = turn.angle[i][j];
+        const Angle<A> angle = angle_of(i, u, j);
         const int first = kInterleaved ? 2 * j : j, second = kInterleaved ? 2 * j + 1 : kPack + j;
         const A a = value[i][first], b = value[i][second];
         value[i][first] = a * angle.cosine - b * angle.sine;
         value[i][second] = a * angle.sine + b * angle.cosine;
       }
     });
-  }
-  __device__ void rotate(const Angle<A>* angles, const Lanes& at) {
-    Turn turn;
-    turn.load(angles, at);
-    rotate(turn, at);
   }
 };
 
