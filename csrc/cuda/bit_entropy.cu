@@ -28,13 +28,24 @@ __device__ inline float quick_exp2(float x) {
 }
 #endif
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 // e^-|x| for a logit of T; the error of a quick exponential drowns in the rounding of narrow ones.
 template <class T>
 __device__ inline Accumulator<T> decay(Accumulator<T> x) {
   if constexpr (sizeof(T) == 2) {
-    return quick_exp2(magnitude(x) * -1.4426950408889634f);
+    return quick_exp2(magnitude(x) * -kLog2E);
   } else {
     return exponential(-magnitude(x));
+  }
+}
+
+template <class T>
+__device__ inline Accumulator<T> sigmoid(Accumulator<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    return __fdividef(1.0f, 1.0f + quick_exp2(x * -kLog2E));
+  } else {
+    return 1 / (1 + exponential(-x));
   }
 }
 
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(kBitThreads)
   for (int i = int(threadIdx.x); i < 3 * cells; i += int(blockDim.x)) sums[i] = 0;
   __syncthreads();
   const int64_t bytes = (p.dim + 7) / 8;
-  const auto inside = [&](int64_t byte) { return p.dim - 8 * byte < 8 ? int(p.dim - 8 * byte) : 8; };
+  const auto inside = [&](int64_t byte) { return kAligned || p.dim - 8 * byte >= 8 ? 8 : int(p.dim - 8 * byte); };
   const int64_t begin = p.rows * blockIdx.x / gridDim.x, end = p.rows * (blockIdx.x + 1) / gridDim.x;
   for (int64_t base = begin; base < end; base += groups) {
     const int64_t row = base + group;
@@ -176,7 +187,7 @@ __global__ void __launch_bounds__(kBitThreads, 2)
     store_octet<kAligned>((T*)p.grad + row * p.dim + 8 * byte, count, [&](int i) {
       // sigmoid(x) - 1 is -sigmoid(-x), which keeps its digits.
       const bool one = bits >> i & 1;
-      const A wrong = one ? -logit[i] : logit[i], slope = 1 / (1 + exponential(-wrong));
+      const A slope = sigmoid<T>(one ? -logit[i] : logit[i]);
       return narrow<T, A>(factor * (one ? -slope : slope));
     });
   });

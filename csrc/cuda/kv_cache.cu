@@ -21,7 +21,7 @@ struct KvMoves {
 
 // A block takes a few tokens, all heads of one layer: keys normed and rotated on the way, values as they are.
 template <class T, class A, int kPack, int kUnits, bool kInterleaved>
-__global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kRopeThreads, 2)
     append_kernel(const __grid_constant__ KvAppendLaunch p, const __grid_constant__ KvLayers layers) {
   __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
   const KvLayer& layer = layers.layer[blockIdx.y];
@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
   using Cells = HeadCells<T, A, kPack, kUnits, kInterleaved>;
   Cells x;
   typename Cells::Raw k, v;
-  typename Cells::Turn turn;
   const HeadTurns turns(at);
   for (int64_t first = int64_t(blockIdx.x) * kTokens; first < tokens; first += step) {
     const int count = tokens - first < kTokens ? int(tokens - first) : kTokens;
@@ -50,11 +49,8 @@ __global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
       v.load((const T*)layer.v + place(layer.v_stride, present ? head : 0, token), at, half, present);
     };
     load(turns.first);  // on its way while the angles are made
-    if (rotated) {
-      fill_angles(angles, p.rotation, first, count, p.size.length, half);
-      __syncthreads();
-      if (token_present) turn.load(angles + turns.local * half, at);
-    }
+    if (rotated) fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    __syncthreads();
     // All lanes of a warp come along to the last head.
     for (int base = 0; base < heads; base += turns.groups) {
       const int head = base + turns.first;
@@ -67,7 +63,7 @@ __global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
         x.scale(rstd, weight, at, half);
       }
       if (!present) continue;
-      if (rotated) x.rotate(turn, at);
+      if (rotated) x.rotate(angles + turns.local * half, at);
       x.store((T*)layer.k_cache + place(layer.k_cache_stride, head, slot), at, half);
     }
     __syncthreads();
