@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from videoar.data.sprites import SpriteConfig, sample_batch
-from videoar.evaluation.frechet import clip_features, frechet_distance, gaussian_distance
+from videoar.evaluation.frechet import clip_features, distance_parts, frechet_distance, gaussian_distance
 from videoar.tokenizer.autoencoder import VideoAutoencoder
 from videoar.tokenizer.config import AutoencoderConfig
 
@@ -70,6 +70,14 @@ def test_covariances_that_commute_differ_by_their_deviations_along_shared_axes()
     gaussians = [(mean, axes * deviation**2 @ axes.T) for mean, deviation in zip(means, (one, other), strict=True)]
     found = gaussian_distance(*(torch.from_numpy(x) for gaussian in gaussians for x in gaussian))
     assert found == pytest.approx(np.sum((means[0] - means[1]) ** 2) + np.sum((one - other) ** 2), rel=1e-9)
+
+
+def test_a_shift_is_all_of_the_means_and_stands_in_its_half():
+    draw = torch.randn(50, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    shift = torch.tensor([0, 0, 0, 1.0, 0, 2.0], dtype=torch.float64)
+    assert distance_parts(draw + shift, draw) == pytest.approx((5, 5, 0, 5), abs=1e-9)
+    assert distance_parts(draw + shift.flip(0), draw) == pytest.approx((5, 5, 5, 0), abs=1e-9)
+    assert distance_parts(draw - draw.mean(0), 2 * (draw - draw.mean(0))).means == pytest.approx(0, abs=1e-9)
 
 
 def test_torchmetrics_has_the_same_formula():

@@ -22,6 +22,7 @@ from videoar_kernels.report import without_kernel
 SAMPLES = [(2, [5, 6]), (4, [7, 2**64 - 1]), (2, [7, 8])]  # (prompt, seeds)
 STREAM = {"clips": None, "window": 3, "sink": 1}
 OPTIONS = {
+    "noisy context": SamplingOptions(steps=2, context_noise=0.2),
     "renoise": SamplingOptions(steps=3),
     "euler": SamplingOptions(steps=2, method="euler"),
     "guided": SamplingOptions(steps=2, guidance=3.0),

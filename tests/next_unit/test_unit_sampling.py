@@ -94,6 +94,33 @@ def test_a_sample_depends_on_its_own_prompt_and_seed_alone():
     assert torch.equal(other[0], both[0]) and distance(other[1], both[1]) > WRONG
 
 
+@pytest.mark.parametrize("method", ["renoise", "euler"])
+def test_later_units_see_a_unit_at_the_level_of_the_context_noise(monkeypatch, method):
+    model, layout, text = sharp_backbone(CONFIG), frame().on(GRID), prompt(CONFIG)
+    right, seen = model.step, []
+
+    def watched(x, timesteps, *rest, **where):
+        seen.append((x.clone(), timesteps.clone()))
+        return right(x, timesteps, *rest, **where)
+
+    def sample(level: float) -> list[torch.Tensor]:
+        seen.clear()
+        options = SamplingOptions(steps=2, method=method, context_noise=level)
+        return [unit.tokens for unit in sample_units(model, text, layout, seeds=SEEDS, options=options)]
+
+    monkeypatch.setattr(model, "step", watched)
+    clean = sample(0.0)
+    assert all(
+        (timesteps == 0).all() and torch.equal(x, u) for (x, timesteps), u in zip(seen[2::3], clean, strict=True)
+    )
+    noisy = sample(0.25)
+    assert torch.equal(noisy[0], clean[0]), "the first unit sees no other, and is handed out clean"
+    assert distance(noisy[1], clean[1]) > WRONG
+    for (x, timesteps), unit in zip(seen[2::3], noisy, strict=True):
+        noise = (x - 0.75 * unit) / 0.25
+        assert (timesteps == 250).all() and 0.8 < noise.std() < 1.2 and abs(noise.mean()) < 0.2
+
+
 def test_an_endless_stream_is_made_clip_by_clip():
     model, layout, text = sharp_backbone(CONFIG), cube().on(GRID), prompt(CONFIG)
     units = sample_units(model, text, layout, seeds=SEEDS, clips=None, window=3, sink=1)
@@ -135,7 +162,7 @@ def test_what_does_not_fit_is_named(changes, said):
         sample_units(sharp_backbone(CONFIG), prompt(CONFIG), cube().on(GRID), **{"seeds": SEEDS, **changes})
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"shift": 0.0}, {"method": "jump"}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"shift": 0.0}, {"method": "jump"}, {"context_noise": 1.0}])
 def test_options_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match="expected"):
         SamplingOptions(**changes)

@@ -10,6 +10,7 @@ from videoar.cli.errors import console, expect_file, readable_errors
 from videoar.cli.models import load_units
 from videoar.cli.options import (
     Context,
+    ContextNoise,
     Guidance,
     History,
     Model,
@@ -32,6 +33,7 @@ def units(
     units: Units = None,
     method: Annotated[str | None, typer.Option(help="renoise or euler; the model's if not given.")] = None,
     window: Context = None,
+    context_noise: ContextNoise = None,
     reference: Annotated[int, typer.Option(min=2, help="Real clips that the Frechet distance is to.")] = 1024,
     timed: Annotated[int, typer.Option(min=1, help="Clips generated one by one for the time.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 32,
@@ -53,6 +55,7 @@ def units(
         expect_file("evaluate", "--sheet", sheet)
         pipeline, folder = load_units(model, threads)
         options = {"steps": steps, "guidance": guidance, "units": units, "method": method, "window": window}
+        options["context_noise"] = context_noise
         sizes = {"prompts": prompts, "batch": batch, "reference": reference, "timed": timed}
         with console.status("loading") as status:
             found = unit_quality(pipeline, seed=seed, progress=status.update, **sizes, **options)
@@ -72,6 +75,7 @@ def long_stream(
     streams: Annotated[int, typer.Option(min=1, help="Held-out prompts, streamed as one batch.")] = 8,
     context: Context = None,
     sink: Sink = None,
+    context_noise: ContextNoise = None,
     steps: Steps = None,
     guidance: Guidance = None,
     units: Units = None,
@@ -92,6 +96,7 @@ def long_stream(
         expect_file("evaluate", "--plot", plot)
         pipeline, folder = load_units(model, threads)
         options = {"window": context, "sink": sink, "steps": steps, "guidance": guidance, "units": units}
+        options["context_noise"] = context_noise
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("streaming", total=frames)
             sizes = {"frames": frames, "streams": streams}
@@ -122,6 +127,7 @@ def switch(
     contexts: Annotated[int, typer.Option(min=1, help="Context lengths that are watched after it.")] = 3,
     context: Context = None,
     sink: Sink = None,
+    context_noise: ContextNoise = None,
     history: History = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -141,7 +147,7 @@ def switch(
         expect_file("evaluate", "--plot", plot)
         pipeline, folder = load_units(model, threads)
         options = {"window": context, "sink": sink, "history": history}
-        options |= {"steps": steps, "guidance": guidance, "units": units}
+        options |= {"steps": steps, "guidance": guidance, "units": units, "context_noise": context_noise}
         sizes = {"streams": streams, "before": before, "contexts": contexts}
         with console.status("streaming") as status:
             found = switch_report(

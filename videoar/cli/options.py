@@ -33,6 +33,9 @@ FrameRate = Annotated[float | None, typer.Option(help="Frame rate of the file; t
 
 Steps = Annotated[int | None, typer.Option(min=1, help="Passes a unit before the clean one; the model's if not given.")]
 Guidance = Annotated[float | None, typer.Option(help="Strength of the prompt; the model's if not given.")]
+ContextNoise = Annotated[
+    float | None, typer.Option(help="Level of noise at which later units see finished ones; the model's if not given.")
+]
 Units = Annotated[str | None, typer.Option(help='Units, such as "cube(2, 2, 2)"; the model\'s if not given.')]
 Context = Annotated[
     int | None, typer.Option(min=0, help="Units before its own that a unit sees; the model's if not given.")

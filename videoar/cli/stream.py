@@ -13,7 +13,20 @@ from typer.core import TyperCommand
 
 from videoar.cli.errors import console, expect_file, of_argument, readable_errors
 from videoar.cli.models import load_units, prepare
-from videoar.cli.options import Context, FrameRate, Guidance, History, Model, Output, Packed, Seed, Sink, Steps, Units
+from videoar.cli.options import (
+    Context,
+    ContextNoise,
+    FrameRate,
+    Guidance,
+    History,
+    Model,
+    Output,
+    Packed,
+    Seed,
+    Sink,
+    Steps,
+    Units,
+)
 
 
 class StreamCommand(TyperCommand):
@@ -46,6 +59,7 @@ def stream(
     ] = None,
     context: Context = None,
     sink: Sink = None,
+    context_noise: ContextNoise = None,
     history: History = None,
     model: Model = None,
     units: Units = None,
@@ -69,7 +83,7 @@ def stream(
         switches = _switches(at or [], seconds)
         pipeline, _ = load_units(model)
         options = {"units": units, "steps": steps, "guidance": guidance, "window": context, "sink": sink}
-        pipeline = pipeline.with_options(**options, history=history, fps=fps)
+        pipeline = pipeline.with_options(**options, context_noise=context_noise, history=history, fps=fps)
         prepare(pipeline, precision, prompt, *switches.values())
         frames = round(seconds * pipeline.defaults.fps)
         if frames < 1:

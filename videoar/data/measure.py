@@ -36,12 +36,14 @@ _STRAY = 2.5  # pixels off the straight line (root mean square) above which ther
 
 
 class Measurement(NamedTuple):
-    """What was seen in a clip; per-frame fields have length T, with -1 where a frame shows no sprite."""
+    """What was seen in a clip; per-frame fields have length T, indices -1 where a frame shows no sprite."""
 
     attributes: Attributes
     colours: Tensor  # (T,) index into COLOURS
     shapes: Tensor  # (T,) index into SHAPES
     centres: Tensor  # (T, 2) x, y in pixels of a 64-pixel frame; NaN where there is no sprite
+    areas: Tensor  # (T,) pixels of such a frame that the sprite covers by more than half; NaN as above
+    backgrounds: Tensor  # (T,) mean brightness of what lies behind it, 0 to 1
     overlap: float  # mean Tanimoto overlap with the best template, 0 to 1
     colour_kept: float  # share of all frames that show the clip's colour
     shape_kept: float  # share of all frames that show the clip's shape
@@ -85,7 +87,8 @@ def _measure_clip(video: Tensor, wrap: bool) -> Measurement:
     rgb = video.permute(0, 3, 1, 2).float() / 255  # (T, 3, H, W)
     if rgb.shape[-2:] != (_SIDE, _SIDE):
         rgb = F.interpolate(rgb, (_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
-    excess = rgb - _background(rgb)
+    background = _background(rgb)
+    excess = rgb - background
     colour, contrast = _stand_out(excess)  # (T, 3), relative to the background
     alpha = torch.einsum("tchw,tc->thw", excess, colour / (colour * colour).sum(1, keepdim=True).clamp(min=1e-4))
     alpha = alpha.clamp_(0, 1)
@@ -112,6 +115,8 @@ def _measure_clip(video: Tensor, wrap: bool) -> Measurement:
         colours=colours,
         shapes=shapes,
         centres=centres,
+        areas=torch.where(present, (alpha > 0.5).sum((1, 2)), torch.nan),
+        backgrounds=background.mean((1, 2, 3)),
         overlap=overlaps.amax(1).mean().item(),
         colour_kept=_share(colours, COLOURS, attributes.colour),
         shape_kept=_share(shapes, SHAPES, attributes.shape),

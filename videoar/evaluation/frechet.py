@@ -10,6 +10,8 @@ Source: Heusel et al. 2017; the formula as in torchmetrics' FrechetInceptionDist
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,37 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
         )
     moments = [(x.double().mean(0), torch.cov(x.double().T).reshape(x.shape[1], -1)) for x in (one, other)]
     return gaussian_distance(*moments[0], *moments[1])
+
+
+class DistanceParts(NamedTuple):
+    """What a distance between features of clips is made of.
+
+    Attributes:
+        distance: of all features.
+        means: its part |m - m'|^2; the rest is of the covariances.
+        pictures: the distance of the first half of the features alone, means over frames and space.
+        changes: and of the second, changes between latent frames.
+    """
+
+    distance: float
+    means: float
+    pictures: float
+    changes: float
+
+
+def distance_parts(one: Tensor, other: Tensor) -> DistanceParts:
+    """Parts of the distance between two sets of `clip_features`, (N, 2 C) and (M, 2 C).
+
+    `pictures` and `changes` do not add up to the distance where the one kind goes with the other.
+
+    Raises:
+        ValueError: as `frechet_distance`.
+    """
+    whole = frechet_distance(one, other)
+    half = one.shape[1] // 2
+    means = (one.double().mean(0) - other.double().mean(0)).square().sum()
+    pictures, changes = (frechet_distance(one[:, part], other[:, part]) for part in (slice(half), slice(half, None)))
+    return DistanceParts(whole, float(means), pictures, changes)
 
 
 def gaussian_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:

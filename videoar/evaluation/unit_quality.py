@@ -17,7 +17,7 @@ from videoar.evaluation.frechet import clip_features, frechet_distance
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.tokenizer.autoencoder import VideoAutoencoder
 
-_REFERENCE_SEED, _FLOOR_SEED = 5_000_011, 6_000_011  # sequences of clips that no training run starts from
+REFERENCE_SEED, FLOOR_SEED = 5_000_011, 6_000_011  # sequences of clips that no training run starts from
 TIMED = "text, every pass over every unit, the clean passes, and decoding to pixels; loading and writing are not"
 
 
@@ -138,11 +138,11 @@ def frechet_distances(pipeline: UnitPipeline, videos: Tensor, *, reference: int,
         return to_uint8(autoencoder.decode(autoencoder.encode(from_uint8(clips).to(pipeline.device)))).cpu()
 
     count = len(videos)
-    there = features(_REFERENCE_SEED, reference)
+    there = features(REFERENCE_SEED, reference)
     return Distances(
         generated=frechet_distance(clip_features(autoencoder, videos, batch=batch), there),
-        reconstructed=frechet_distance(features(_FLOOR_SEED, count, reconstructed), there),
-        real=frechet_distance(features(_FLOOR_SEED, count), there),
+        reconstructed=frechet_distance(features(FLOOR_SEED, count, reconstructed), there),
+        real=frechet_distance(features(FLOOR_SEED, count), there),
         clips=count,
         reference=reference,
     )

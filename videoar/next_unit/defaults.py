@@ -20,7 +20,7 @@ class UnitDefaults:
     Args:
         units: the scheme, as `parse_units` reads it.
         grid: (T, H, W) of a clip in tokens.
-        steps, shift, method, guidance: as in `SamplingOptions`.
+        steps, shift, method, guidance, context_noise: as in `SamplingOptions`.
         window: units before its own that a unit sees; None: all of its clip, and in a stream as many as the last unit
             of a clip sees.
         sink: first units of a stream that every unit sees besides.
@@ -43,6 +43,7 @@ class UnitDefaults:
     history: int | None = None
     fps: float = 8.0
     wrap: bool = False
+    context_noise: float = 0.0
 
     def __post_init__(self) -> None:
         self._set("units", str(parse_units(str(self.units))))
@@ -77,7 +78,7 @@ class UnitDefaults:
 
     @property
     def options(self) -> SamplingOptions:
-        return SamplingOptions(self.steps, self.shift, self.method, self.guidance)
+        return SamplingOptions(self.steps, self.shift, self.method, self.guidance, self.context_noise)
 
     @property
     def stream_window(self) -> int:

@@ -26,9 +26,12 @@ class SamplingOptions:
         method: "renoise": predict the clean unit and add fresh noise of the next level, for distilled models;
             "euler": follow the flow, for models that were trained by flow matching alone.
         guidance: flow = uncond + guidance * (cond - uncond); 1 is none.
+        context_noise: level of fresh noise at which later units see a finished one, which itself stays clean; 0 to
+            below 1. As in Diffusion Forcing, which stabilises long rollouts so.
 
     Raises:
-        ValueError: another method, no step, a shift that is not positive, or an infinite number.
+        ValueError: another method, no step, a shift that is not positive, a level outside its range, or an infinite
+            number.
         TypeError: one that is no number.
     """
 
@@ -36,13 +39,16 @@ class SamplingOptions:
     shift: float = 5.0
     method: Literal["renoise", "euler"] = "renoise"
     guidance: float = 1.0
+    context_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in ("renoise", "euler"):
             raise ValueError(f"SamplingOptions: expected method 'renoise' or 'euler', got {self.method!r}")
         sampling_levels(self.steps, self.shift)
-        for name in ("shift", "guidance"):
+        for name in ("shift", "guidance", "context_noise"):
             object.__setattr__(self, name, finite("SamplingOptions", name, getattr(self, name)))
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"SamplingOptions: expected context_noise in [0, 1), got {self.context_noise}")
         object.__setattr__(self, "steps", int(self.steps))
 
 

@@ -137,6 +137,8 @@ class UnitDecoder:
         self.cache = model.new_cache(layout, rows, window=window, sink=sink, clips=clips or 1, relative=relative)
         self._kept = partial(CleanUnits, layout, sink, window if history is None else history, relative)
         self._clean = self._kept()
+        self._noisy = self.options.context_noise > 0
+        self._generators: list[torch.Generator] = []
         self.busy = False  # something is being decoded
 
     def decode(
@@ -176,10 +178,10 @@ class UnitDecoder:
             self._clean = self._kept()
             with observer.part("text"):
                 self.read(text, uncond)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             for clip in count() if self.clips is None else range(self.clips):
                 for unit in range(len(self.layout.units)):
-                    yield self._unit(clip, unit, generators, observer)
+                    yield self._unit(clip, unit, observer)
         finally:
             self.busy = False
 
@@ -215,21 +217,21 @@ class UnitDecoder:
         for clip, unit, tokens in self._clean.again():
             self._x[:, : tokens.shape[1]] = tokens
             self._place(clip, unit)
-            self._keep(unit)
+            self._keep(unit, self._noises(self._generators, tokens.shape[1], 1)[0] if self._noisy else None)
 
     def _read(self) -> None:
         found = self.model.encode_text(self._text)
         for kept, new in zip((*self._keys.k, *self._keys.v), (*found.k, *found.v), strict=True):
             kept.copy_(new)
 
-    def _unit(self, clip: int, unit: int, generators: Sequence[torch.Generator], observer: Observer) -> SampledUnit:
+    def _unit(self, clip: int, unit: int, observer: Observer) -> SampledUnit:
         """Denoises a unit, then hands it to the cache."""
         here = slice(0, self.layout.lengths[unit])
         number = clip * len(self.layout.units) + unit
         levels = sampling_levels(self.options.steps, self.options.shift)
         renoise = self.options.method == "renoise"
         with observer.part("noise", frame=number):
-            noises = self._noises(generators, here.stop, len(levels) if renoise else 1)
+            noises = self._noises(self._generators, here.stop, (len(levels) if renoise else 1) + self._noisy)
             self._x[:, here] = noises[0]
         self._place(clip, unit)
         for step, (level, following) in enumerate(zip(levels, (*levels[1:], 0.0), strict=True)):
@@ -238,14 +240,21 @@ class UnitDecoder:
                     self._noise[:, here] = noises[step + 1]
                 self._pass(unit, level, following)
         with observer.part("clean", frame=number, scale=len(levels)):
-            self._keep(unit)
+            self._keep(unit, noises[-1] if self._noisy else None)
         clean = self._x[:, here].clone()
         self._clean.append(clean)
         return SampledUnit(clip, unit, clean)
 
-    def _keep(self, unit: int) -> None:
-        """The clean pass, for the cache."""
-        self._pass(unit, 0.0, 0.0)
+    def _keep(self, unit: int, noise: Tensor | None) -> None:
+        """The pass for the cache: clean, or with noise (B, n, patch_width), after which the unit is clean again."""
+        if noise is None:
+            self._pass(unit, 0.0, 0.0)
+        else:
+            x, level = self._x[:, : noise.shape[1]], self.options.context_noise
+            clean = x.clone()
+            x.copy_(add_noise(clean, noise, level))
+            self._pass(unit, level, level)
+            x.copy_(clean)
         self.cache.mark_pending(self.layout.lengths[unit])  # a replayed pass has not told the cache
         self.cache.commit()
 

@@ -201,7 +201,9 @@ class EagerUnits:
                     else:
                         x = (1 - following) * (x - level * found) + following * torch.randn_like(x)
             with observer.part("clean", frame=unit, scale=len(levels)):
-                _, past = twin.step(x.repeat(copies, 1, 1), 0.0, *rest)
+                level = options.context_noise
+                seen = (1 - level) * x + level * torch.randn_like(x) if level else x
+                _, past = twin.step(seen.repeat(copies, 1, 1), level, *rest)
             yield SampledUnit(0, unit, x)
 
 

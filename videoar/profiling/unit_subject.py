@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -179,9 +179,7 @@ def unit_folder_subject(
     defaults, sampling = pipeline.defaults, pipeline.defaults.options
     if options.guidance is not None:
         strength = sampling.guidance if sampling.guidance != 1 else GUIDANCE
-        sampling = SamplingOptions(
-            sampling.steps, sampling.shift, sampling.method, strength if options.guidance else 1.0
-        )
+        sampling = replace(sampling, guidance=strength if options.guidance else 1.0)
     model = pipeline.transformer
     if options.dtype is not None:
         model.to(options.dtype)
