@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tiny_sprites import tiny_sprites
 
 from videoar.data.pixels import from_uint8
 from videoar.evaluation import clip_look as module
-from videoar.evaluation.clip_look import clip_look, look_rows, look_table, real_clips
+from videoar.evaluation.clip_look import ClipLook, clip_look, look_figures, look_rows, look_table, real_clips
 from videoar.next_unit import UnitPipeline
 
 
@@ -63,5 +65,8 @@ def test_a_quick_model_is_told_from_a_right_one(monkeypatch):
     near, far, drawn_anew = (rows[name][1].changes for name in list(rows)[1:4])
     assert far > 2 * near and drawn_anew > 2 * near
     assert look_table(rows).count("\n") == 1 + len(rows)
+    figures = json.loads(json.dumps(look_figures(rows)))["model"]
+    assert figures["ways"]["slowly"]["mean"] == pytest.approx(12 * 1.4, rel=0.02)
+    assert figures["frechet"]["changes"] == far and set(figures) == {*ClipLook._fields, "frechet"}
     with pytest.raises(ValueError, match="at least one model"):
         look_rows({})

@@ -23,6 +23,7 @@ from videoar.data.sprites import SpriteConfig, draw_parameters, measure_batch, r
 from videoar.evaluation.adherence import generated, heldout_prompts
 from videoar.evaluation.frechet import DistanceParts, clip_features, distance_parts
 from videoar.evaluation.unit_quality import FLOOR_SEED, REFERENCE_SEED
+from videoar.model_folder import write_json
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.tokenizer.autoencoder import VideoAutoencoder
 
@@ -152,6 +153,16 @@ def look_rows(
     return rows
 
 
+def look_figures(rows: dict[str, tuple[ClipLook, DistanceParts]]) -> dict[str, dict]:
+    """The same as plain numbers, for a report."""
+    found = {}
+    for name, (look, parts) in rows.items():
+        spreads = {field: value._asdict() for field, value in look._asdict().items() if isinstance(value, Spread)}
+        ways = {speed: way._asdict() for speed, way in look.ways.items()}
+        found[name] = {"ways": ways, **spreads, "phase": look.phase, "frechet": parts._asdict()}
+    return found
+
+
 def look_table(rows: dict[str, tuple[ClipLook, DistanceParts]]) -> str:
     """Markdown, a row for each name."""
     slow, quick = SPEEDS
@@ -199,14 +210,17 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--method", help="renoise or euler")
     parser.add_argument("--context-noise", type=float, help="level of noise at which later units see finished ones")
+    parser.add_argument("--report", type=Path, help="write the figures to this JSON file")
     given = vars(parser.parse_args())
-    models, threads = given.pop("models"), given.pop("threads")
+    models, threads, report = (given.pop(name) for name in ("models", "threads", "report"))
     if threads is not None:
         torch.set_num_threads(threads)
     named = [model.split("=", 1) if "=" in model else (model, model) for model in models]
     try:
         rows = look_rows({name: UnitPipeline.from_pretrained(Path(folder)) for name, folder in named}, **given)
         print(look_table(rows))
+        if report is not None:
+            write_json(report, look_figures(rows))
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
 
