@@ -68,11 +68,13 @@ def test_seeds_of_one_name_are_one_row(report):
 def test_the_command_writes_a_report(tmp_path):
     tiny_sprites().save_pretrained(tmp_path / "model")
     arguments = ["--model", tmp_path / "model", "--report", tmp_path / "r.json", "--sheet", tmp_path / "s.png"]
-    sizes = ["--prompts", 4, "--reference", 4, "--timed", 1, "--steps", 1, "--units", "frame", "--name", "one"]
+    sizes = ["--prompts", 4, "--reference", 4, "--timed", 1, "--steps", 1]
+    sizes += ["--units", "frame", "--name", "one", "--context-noise", 0.1]
     done = CliRunner().invoke(app, ["evaluate", "units", *map(str, [*arguments, *sizes])])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["name"] == "one" and found["units"] == "frame" and found["passes"] == 8
+    assert found["sampling"]["context_noise"] == 0.1
     assert "| one | 8 |" in done.output and (tmp_path / "s.png").is_file()
 
 
