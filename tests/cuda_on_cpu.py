@@ -24,6 +24,7 @@ FAMILIES = (
     "kv_append",
     "kv_cache",
     "kv_move",
+    "launches",
     "norm",
     "outputs",
     "pyramid",

@@ -21,7 +21,7 @@ struct KvMoves {
 
 // A block takes a few tokens, all heads of one layer: keys normed and rotated on the way, values as they are.
 template <class T, class A, int kPack, int kUnits, bool kInterleaved>
-__global__ void __launch_bounds__(kRopeThreads, 2)
+__global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
     append_kernel(const __grid_constant__ KvAppendLaunch p, const __grid_constant__ KvLayers layers) {
   __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
   const KvLayer& layer = layers.layer[blockIdx.y];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kRopeThreads, 2)
       v.load((const T*)layer.v + place(layer.v_stride, present ? head : 0, token), at, half, present);
     };
     load(turns.first);  // on its way while the angles are made
-    if (rotated) fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    if (rotated) fill_angles<kPack>(angles, p.rotation, first, count, p.size.length, half);
     __syncthreads();
     // All lanes of a warp come along to the last head.
     for (int base = 0; base < heads; base += turns.groups) {

@@ -28,7 +28,8 @@ __device__ inline void each_head(const Lanes& at, int count, int heads, const F&
 }
 
 template <class T, class A, int kPack, int kUnits, bool kInterleaved>
-__global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_constant__ HeadsParams p) {
+__global__ void __launch_bounds__(kRopeThreads, sizeof(T) == 8 ? 2 : 3)
+    heads_kernel(const __grid_constant__ HeadsParams p) {
   __shared__ Angle<A> angles[kTokens * kRopeMaxDim / 2];
   __shared__ A squares[kTokens * kFullWidthHeads];
   const int dim = int(p.size.dim), half = dim / 2, heads = int(p.size.heads);
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_consta
       next.load(head_of(local, present ? head : 0), at, half, present);
     };
     load_next(turns.first);  // on its way while the angles are made
-    fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    fill_angles<kPack>(angles, p.rotation, first, count, p.size.length, half);
     if (full_width) {
       each_head(at, count, heads, [&](int token, int head, bool present) {
         x.load(head_of(token, head), at, half, present);
@@ -60,8 +61,6 @@ __global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_consta
       });
     }
     __syncthreads();
-    typename Cells::Turn turn;
-    turn.load(angles + local * half, at);
     A token_sum = A(0);
     for (int h = 0; full_width && h < heads; ++h) token_sum += squares[local * heads + h];
     // All lanes of a warp come along to the last head.
@@ -76,7 +75,7 @@ __global__ void __launch_bounds__(kRopeThreads) heads_kernel(const __grid_consta
         x.scale(rstd, weight + (full_width && present ? head * dim : 0), at, half);
       }
       if (!present) continue;
-      x.rotate(turn, at);
+      x.rotate(angles + local * half, at);
       T* out = (T*)p.out + token_offset(p.out_stride, first + local, p.size.length) + head * p.out_stride.head;
       x.store(out, at, half);
     }
@@ -105,7 +104,7 @@ __global__ void __launch_bounds__(kRopeThreads, 2)
   A sums[kUnits][2 * kPack] = {};
   Cells x, grad;
   each_token_group(begin, last < tokens ? last : tokens, kTokens, [&](int64_t first, int count) {
-    fill_angles(angles, p.rotation, first, count, p.size.length, half);
+    fill_angles<kPack>(angles, p.rotation, first, count, p.size.length, half);
     __syncthreads();
     // Loads a head and its gradient, rotated back.
     const auto load = [&](int local, int head, bool present) {

@@ -46,8 +46,16 @@ __device__ inline void put_angle(Angle<float>& to, double angle) {
   to = {cosine - low * sine, sine + low * cosine};
 }
 
-// angles[local][pair] of `count` tokens from `first` on, tokens counted through all samples.
-template <class A>
+// Where pair `j` of unit `u` lies among a token's angles: what neighbouring lanes read at once lies together, or they
+// would want the same banks of shared memory.
+template <class A, int kPack>
+__device__ inline int angle_place(int u, int j, int units) {
+  constexpr int kWide = 16 / int(sizeof(Angle<A>)), kTogether = kWide < kPack ? kWide : kPack;
+  return (j / kTogether * units + u) * kTogether + j % kTogether;
+}
+
+// The angles of `count` tokens from `first` on, tokens counted through all samples.
+template <int kPack, class A>
 __device__ inline void fill_angles(Angle<A>* angles, const Rotation& r, int64_t first, int count, int64_t length,
                                    int pairs) {
   for (int i = int(threadIdx.x); i < count * pairs; i += int(blockDim.x)) {
@@ -56,7 +64,8 @@ __device__ inline void fill_angles(Angle<A>* angles, const Rotation& r, int64_t 
     const int64_t row = token / length * r.batch_stride + token % length;
     Angle<A> angle;
     put_angle(angle, position_at(r, row * 3 + axis) * r.inverse_frequency[pair]);
-    angles[i] = {angle.cosine, r.inverse ? -angle.sine : angle.sine};
+    angles[i - pair + angle_place<A, kPack>(pair / kPack, pair % kPack, pairs / kPack)] = {
+        angle.cosine, r.inverse ? -angle.sine : angle.sine};
   }
 }
 
@@ -174,32 +183,11 @@ struct HeadCells {
     });
   }
 
-  // The angles of one token's pairs, for all of its heads.
-  struct Turn {
-    Angle<A> angle[kUnits][kPack];
-
-    __device__ void load(const Angle<A>* angles, const Lanes& at) {
-      each_unit(at, [&](int i, int u) {
-#pragma unroll
-        for (int j = 0; j < kPack; ++j) angle[i][j] = angles[u * kPack + j];
-      });
-    }
-  };
-
-  __device__ void rotate(const Turn& turn, const Lanes& at) {
-    rotate_by(at, [&](int i, int, int j) { return turn.angle[i][j]; });
-  }
   __device__ void rotate(const Angle<A>* angles, const Lanes& at) {
-    rotate_by(at, [&](int, int u, int j) { return angles[u * kPack + j]; });
-  }
-
- private:
-  template <class F>
-  __device__ void rotate_by(const Lanes& at, const F& angle_of) {
     each_unit(at, [&](int i, int u) {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        const Angle<A> angle = angle_of(i, u, j);
+        const Angle<A> angle = angles[angle_place<A, kPack>(u, j, at.units)];
         const int first = kInterleaved ? 2 * j : j, second = kInterleaved ? 2 * j + 1 : kPack + j;
         const A a = value[i][first], b = value[i][second];
         value[i][first] = a * angle.cosine - b * angle.sine;
