@@ -116,16 +116,22 @@ __device__ void move_tokens(const KvMoved& t, const KvMoves& moves, int parts) {
     for (int m = 0; m < moves.count; ++m) {
       const KvMove& move = moves.move[m];
       const int64_t begin = move.length * blockIdx.z / parts, end = move.length * (blockIdx.z + 1) / parts;
-      const auto token = [&](int64_t i) { return move.target > move.source ? move.length - 1 - i : i; };
-      for (int64_t first = begin; first < end; first += kAtOnce) {
+      // Towards newer slots the last token goes first.
+      const bool up = move.target > move.source;
+      const int64_t first = up ? move.length - 1 - begin : begin, stride = up ? -t.token_stride : t.token_stride;
+      const char* from = at + (move.source + first) * t.token_stride;
+      char* to = at + (move.target + first) * t.token_stride;
+      int64_t left = end - begin;
+      for (; left >= kAtOnce; left -= kAtOnce) {
         Word held[kAtOnce];
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n)
-          if (first + n < end) held[n] = *(const Word*)(at + (move.source + token(first + n)) * t.token_stride);
+        for (int n = 0; n < kAtOnce; ++n) held[n] = *(const Word*)(from + n * stride);
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n)
-          if (first + n < end) *(Word*)(at + (move.target + token(first + n)) * t.token_stride) = held[n];
+        for (int n = 0; n < kAtOnce; ++n) *(Word*)(to + n * stride) = held[n];
+        from += kAtOnce * stride;
+        to += kAtOnce * stride;
       }
+      for (; left > 0; --left, from += stride, to += stride) *(Word*)to = *(const Word*)from;
     }
   }
 }
