@@ -15,6 +15,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
 
 @dataclass(frozen=True)
 class Compiled:

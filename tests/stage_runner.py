@@ -32,6 +32,7 @@ class Command:
         counts: reads figures from the log's text; None reads none.
         writes: JSON files it leaves, which the report takes in; one that is not there or not JSON is a failure.
         report: JUnit XML that it leaves; a run in which no test passed counts as failed.
+        excuse: what the log says where this machine cannot run it: that is told, and is no failure; "" for none.
         rescue: what runs in its place where it fails, for the stages after it; its own stage has failed all the same.
     """
 
@@ -40,6 +41,7 @@ class Command:
     counts: Callable[[str], dict[str, int]] | None = None
     writes: tuple[Path, ...] = ()
     report: Path | None = None
+    excuse: str = ""
     rescue: Command | None = None
 
     @property
@@ -134,7 +136,12 @@ def run_stages(
         results.append(found)
         print(f"gpu-check: {stage.name} {found['state']} after {found['seconds']:.0f} s {found['counts'] or ''}")
         if found["state"] in ("failed", "timed out"):
-            print("".join(f"    {line}\n" for line in (out / f"{stage.name}.log").read_text().splitlines()[-25:]))
+            print(
+                "".join(
+                    f"    {line}\n"
+                    for line in (out / f"{stage.name}.log").read_text(errors="replace").splitlines()[-25:]
+                )
+            )
         after(results)
     return results
 
@@ -166,7 +173,7 @@ def run_stage(stage: Stage, out: Path, budget: float) -> dict:
             if found["state"] != "passed" and not (stage.together or stage.apart):
                 break
     written = [log for log in logs if log.is_file()]
-    path.write_text("".join(log.read_text() for log in written))
+    path.write_text("".join(log.read_text(errors="replace") for log in written))
     for log in written:
         log.unlink()
     return {**found, "seconds": round(time.monotonic() - start, 2), "log": path.name}
@@ -176,6 +183,9 @@ def _judge(found: dict, command: Command, code: int | None, log: Path) -> None:
     """Adds to what a stage found what came of one of its commands."""
     line = " ".join((*(f"{k}={v}" for k, v in command.environment.items()), *command.arguments))
     found["commands"].append({"command": line, "exit_code": code})
+    if code and command.excuse and command.excuse in log.read_text(errors="replace"):
+        found["state"], found["reason"] = "unavailable", command.excuse
+        return
     counts, wrong = _collect(command, log, found["results"])
     found["counts"] = {key: found["counts"].get(key, 0) + counts.get(key, 0) for key in found["counts"] | counts}
     if command.report is not None and not counts.get("passed"):
@@ -187,7 +197,7 @@ def _judge(found: dict, command: Command, code: int | None, log: Path) -> None:
 
 def _collect(command: Command, log: Path, results: dict) -> tuple[dict[str, int], list[str]]:
     """A command's counts, and what of its files is missing or cannot be read; JSON goes into `results`."""
-    counts, wrong = command.counts(log.read_text()) if command.counts else {}, []
+    counts, wrong = command.counts(log.read_text(errors="replace")) if command.counts else {}, []
     for file in command.outputs:
         try:
             if file == command.report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import clock
@@ -11,6 +12,7 @@ import pytest
 import torch
 from gpu_bars import RowBar, judged, operator_bars
 from gpu_check import BENCHMARKS, ROOT
+from host_copies import address
 from load import Elsewhere
 from memory_bound import LEAST_BYTES
 from recorded_steps import RecordedSteps
@@ -28,11 +30,6 @@ def load(family: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def address(x: torch.Tensor) -> int:
-    """Stands for data_ptr, so that tensors without memory are apart."""
-    return (x.untyped_storage()._cdata << 32) + x.storage_offset() * x.element_size()
 
 
 @pytest.fixture
@@ -72,8 +69,9 @@ def measured(case: Case, family: str, seconds: float = 1e-3) -> dict:
 
 
 @pytest.fixture
-def gpu_rows(no_memory) -> list[dict]:
+def gpu_rows(no_memory, monkeypatch) -> list[dict]:
     """Rows of all that a GPU's bars are about, made of the benchmarks' own cases."""
+    monkeypatch.setitem(sys.modules, "test_attention", load("attention"))  # a test file of that name may be there
     families = (*BENCHMARKS["attention"], *BENCHMARKS["memory"])
     sets = [(family, made) for family in families for made in sets_of(load(family).__name__)]
     return [measured(case, family) for family, made in sets for case in made.generate(False)]

@@ -8,7 +8,7 @@ import sys
 import time
 
 from gpu_check import ROOT
-from stage_runner import Stage, run_stages
+from stage_runner import Stage, run_stages, sanitizer_counts
 
 from tests.build.test_gpu_check import alive, python
 
@@ -18,6 +18,24 @@ def test_commands_that_are_apart_all_run(tmp_path):
     (stage,) = run_stages([Stage("apart", 20, commands, apart=True)], tmp_path, 60)
     assert stage["state"] == "failed" and [command["exit_code"] for command in stage["commands"]] == [0, 3, 0]
     assert "three" in (tmp_path / "apart.log").read_text()
+
+
+def test_a_command_that_says_it_cannot_run_here_fails_nothing(tmp_path):
+    refused = "import sys; print('Error: Device not supported.'); sys.exit({})"
+    excuse = "Device not supported"
+    codes = {1: "unavailable", 0: "passed"}
+    for code, state in codes.items():
+        (stage,) = run_stages([Stage("check", 20, (python(refused.format(code), excuse=excuse),))], tmp_path, 60)
+        assert stage["state"] == state and stage.get("reason") == (excuse if code else None)
+    (stage,) = run_stages([Stage("check", 20, (python("import sys; sys.exit(1)", excuse=excuse),))], tmp_path, 60)
+    assert stage["state"] == "failed"
+
+
+def test_a_log_that_breaks_off_within_a_letter_is_read_all_the_same(tmp_path):
+    code = "import sys; sys.stdout.buffer.write(b'ERROR SUMM' b'ARY: 2 errors \\xe2\\xa0'); sys.exit(3)"
+    (stage,) = run_stages([Stage("check", 20, (python(code, counts=sanitizer_counts, excuse="no"),))], tmp_path, 60)
+    assert stage["state"] == "failed" and stage["counts"]["errors"] == 2
+    assert "2 errors" in (tmp_path / "check.log").read_text()
 
 
 def test_what_rescues_a_command_runs_for_those_after_it_and_hides_nothing(tmp_path):

@@ -223,6 +223,7 @@ if os.environ.get("VIDEOAR_FULL_TESTS"):
 @requires_triton
 @pytest.mark.parametrize(("capability", "element", "columns", "kernels"), TARGETS)
 def test_shipped_configs_compile_without_spills(capability, element, columns, kernels):
+    from tests.ahead_of_time import VERSION
     from videoar_kernels.triton import attention, attention_backward
     from videoar_kernels.triton import attention_configs as configs
     from videoar_kernels.triton.attention_launch import precision
@@ -232,6 +233,8 @@ def test_shipped_configs_compile_without_spills(capability, element, columns, ke
     constants |= {"F32": precision(size), "PACK": 1, "SPLIT": False}
     # float32 needs more registers than there are, whatever the tile.
     most_stack = {128: 16, 256: 512}.get(columns, 0) if element == "fp32" else 0
+    if VERSION < (3, 9):  # 3.6, that of PyTorch 2.11: "keys" on sm_90, hardly read in the loops over blocks
+        most_stack = max(most_stack, 128)
     most_shared = configs.SHARED[configs.family(capability)] * 1024
     bad = []
     for name, kernel in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_copies import DEVICE, HostCopies, address
 from named_gpu import NamedGpu
 from recorded_steps import RecordedSteps, WatchedSteps, own_operators
 from sharp_model import sharp_config, sharp_model
@@ -120,6 +121,28 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
         decoder = FrameDecoder(sharp_model(config), text, frames=FRAMES)
         inside, _ = clip(decoder.decode(text, seeds=[1, 2]))
     assert torch.equal(clip(decoder.decode(text, seeds=[1, 2]))[0], inside)
+
+
+@pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])
+def test_a_step_copies_nothing_from_the_host(window: int | None, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "data_ptr", address)
+    config, run = sharp_config(window=window), HostCopies()
+    text = prompts(config, 0, DEVICE)
+    guidance = GuidanceSchedule.ucf()
+    decoder = FrameDecoder(sharp_model(config).to(DEVICE), text, frames=FRAMES, guidance=guidance, run=run)
+    assert len(list(decoder.decode(text, seeds=[5, 6], uncond=torch.zeros_like(text)))) == FRAMES
+    assert run.steps == 1 + FRAMES * len(config.scales) and run.found == []
+
+
+def test_what_a_step_copies_from_the_host_is_seen():
+    """The control of the test above."""
+    run, like, index = HostCopies(), torch.zeros(3, device=DEVICE), torch.tensor([0, 2])
+    run("numbers", lambda: like.new_tensor([1.0, 2.0]))
+    run("copy", lambda: like.copy_(torch.ones(3)))
+    run("move", lambda: index.to(DEVICE))
+    run("index", lambda: like[index])
+    run("scalar", lambda: like.mul_(torch.tensor(2.0)).add_(3))
+    assert run.found == ["new_tensor", "aten.copy_.default", "aten._to_copy.default", "aten.index.Tensor"]
 
 
 @pytest.mark.parametrize("window", [None, 1], ids=["whole past", "window"])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_copies import DEVICE, HostCopies, address
 from named_gpu import NamedGpu
 from recorded_steps import RecordedSteps, WatchedSteps, own_operators
 from sharp_backbone import BATCH, CONFIG, GRID, SCHEMES, config_for, distance, prompt, sharp_backbone
@@ -158,6 +159,19 @@ def test_a_pass_asks_for_no_new_mask_when_it_is_captured(shape, monkeypatch):
     count = 3 * len(layout.units) if shape else len(layout.units)
     assert len(list(islice(decoder.decode(prompt(CONFIG), seeds=[1, 2]), count))) == count
     assert gpu.made >= len(layout.units)
+
+
+@pytest.mark.parametrize("shape", [{}, STREAM], ids=["clip", "stream"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_pass_copies_nothing_from_the_host(options, shape, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "data_ptr", address)
+    layout, run, text = cube().on(GRID), HostCopies(), prompt(CONFIG).to(DEVICE)
+    model = sharp_backbone(CONFIG).to(DEVICE)
+    decoder = UnitDecoder(model, text, layout, options=options, run=run, **shape)
+    count = 3 * len(layout.units) if shape else len(layout.units)
+    units = decoder.decode(text, seeds=[1, 2], uncond=torch.zeros_like(text))
+    assert len(list(islice(units, count))) == count
+    assert run.steps == 1 + count * (options.steps + 1) and run.found == []
 
 
 @pytest.mark.gpu

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from host_copies import DEVICE, HostCopies
 
 from videoar.next_unit.wan_vae import WanVideoAutoencoder
 
@@ -47,6 +50,14 @@ def test_chunk_by_chunk_equals_whole(vae, sizes):
     assert [part.shape[2] for part in parts] == [4 * n - 3 * (i == 0) for i, n in enumerate(sizes)]
     assert parts[0].shape[3:] == (24, 16)
     assert distance(torch.cat(parts, dim=2), whole(vae, z)) < EQUAL
+
+
+def test_a_chunk_waits_for_nothing_that_the_host_copies(vae):
+    there, chunk, state = WanVideoAutoencoder(copy.deepcopy(vae.vae).to(DEVICE)), latents(1).to(DEVICE), None
+    for number in range(3):
+        with HostCopies() as copies:
+            state = there.decode_chunk(chunk, state).state
+        assert copies.found == ["tensor"] * 2 * (number == 0), "once what undoes the normalisation"
 
 
 def test_a_forgotten_state_is_seen(vae):

@@ -7,6 +7,7 @@ is an argument and a result, so that many streams share one model. Source: Wan 2
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -138,5 +139,12 @@ class WanVideoAutoencoder:
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.vae.config
         return tuple(
-            like.new_tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std)
+            _on_device(tuple(values), like.dtype, like.device) for values in (config.latents_mean, config.latents_std)
         )
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C, 1, 1, 1); kept, for copying it for every chunk would wait for a GPU and all that is queued there."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None, None]

@@ -1,7 +1,8 @@
 """Tile sizes of attention for each kind of GPU: data, chosen by registers, shared memory and instruction shapes.
 
 None of them has been timed on a GPU yet; `pytest tests/kernels/test_attention_gpu.py` shows that each compiles without
-spills and fits.
+spills and fits, with Triton 3.9. With 3.6 "keys" spills up to 120 bytes on sm_90; none is stored in its loops over
+blocks, and with 128 columns none is read there.
 """
 
 from __future__ import annotations
