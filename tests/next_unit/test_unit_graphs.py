@@ -162,13 +162,13 @@ def test_a_pass_asks_for_no_new_mask_when_it_is_captured(shape, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [{}, STREAM], ids=["clip", "stream"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", [OPTIONS["renoise"], OPTIONS["euler"]], ids=["renoise", "euler"])
 def test_a_pass_copies_nothing_from_the_host(options, shape, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "data_ptr", address)
     layout, run, text = cube().on(GRID), HostCopies(), prompt(CONFIG).to(DEVICE)
     model = sharp_backbone(CONFIG).to(DEVICE)
     decoder = UnitDecoder(model, text, layout, options=options, run=run, **shape)
-    count = 3 * len(layout.units) if shape else len(layout.units)
+    count = len(layout.units) + (3 if shape else 0)
     units = decoder.decode(text, seeds=[1, 2], uncond=torch.zeros_like(text))
     assert len(list(islice(units, count))) == count
     assert run.steps == 1 + count * (options.steps + 1) and run.found == []
