@@ -9,7 +9,10 @@ namespace {
 
 constexpr int kSharedSums = 1600;  // of 24 bytes, below 48 KB
 constexpr int kFinishThreads = 512;
-constexpr int kAtOnce = 4;  // bytes of bits, and their logits, that a thread has on their way
+constexpr int kMostTurns = 4;  // bytes of a token that fall to one of its lanes, while there are lanes
+// Bytes of bits, and their logits, that a thread has on their way; more of them spill.
+template <class T>
+constexpr int kAtOnce = sizeof(T) == 8 ? 1 : 2;
 
 __device__ inline float log_one_plus(float x) { return log1pf(x); }
 __device__ inline double log_one_plus(double x) { return log1p(x); }
@@ -76,7 +79,7 @@ __device__ inline void add_octet(const A (&logit)[8], unsigned bits, int count, 
 // `lanes` threads share a token, a power of two. Every group of lanes adds up its own tokens, scale by scale; then the
 // block adds up its groups, in order.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBitThreads)
+__global__ void __launch_bounds__(kBitThreads, 2)
     entropy_kernel(const __grid_constant__ EntropyParams p, int lanes, EntropySums* block_sums) {
   using A = Accumulator<T>;
   __shared__ double sums[3 * kSharedSums];
@@ -92,18 +95,18 @@ __global__ void __launch_bounds__(kBitThreads)
     const bool present = row < end;
     A nats = A(0);
     int hits = 0;
-    for (int64_t first = lane; present && first < bytes; first += kAtOnce * lanes) {
-      A logit[kAtOnce][8];
-      unsigned bits[kAtOnce];
+    for (int64_t first = lane; present && first < bytes; first += kAtOnce<T> * lanes) {
+      A logit[kAtOnce<T>][8];
+      unsigned bits[kAtOnce<T>];
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
+      for (int n = 0; n < kAtOnce<T>; ++n) {
         const int64_t byte = first + n * lanes;
         if (byte >= bytes) continue;
         load_octet<kAligned>(logit[n], (const T*)p.logits + row * p.logits_stride + 8 * byte, inside(byte));
         bits[n] = p.bits[row * p.bits_stride + byte];
       }
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
+      for (int n = 0; n < kAtOnce<T>; ++n) {
         const int64_t byte = first + n * lanes;
         if (byte < bytes) add_octet<T>(logit[n], bits[n], inside(byte), nats, hits);
       }
@@ -201,7 +204,8 @@ const char* entropy(const EntropyLaunch& p, cudaStream_t stream) {
   // Two neighbours read whole sectors of memory; more lanes where a token has many bytes, or the sums of many scales
   // leave room for fewer groups.
   int lanes = t.dim > 8 ? 2 : 1, threads = kBitThreads;
-  while (lanes < kWarp && (kAtOnce * lanes < (t.dim + 7) / 8 || threads / lanes * t.scales > kSharedSums)) lanes *= 2;
+  while (lanes < kWarp && (kMostTurns * lanes < (t.dim + 7) / 8 || threads / lanes * t.scales > kSharedSums))
+    lanes *= 2;
   while (threads > kWarp && threads / lanes * t.scales > kSharedSums) threads /= 2;
   if (threads / lanes * t.scales > kSharedSums)
     return "bit_cross_entropy: expected num_scales of at most 1600 on a GPU";
