@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import gpu_check
 import limits
+import pytest
 import torch
 from gpu_check import ROOT
 from python_path import python_path
@@ -29,26 +29,32 @@ def broken(full):
 """
 
 
-def probe(*names: str, folder: Path | None = None) -> list[str]:
-    paths = [ROOT, ROOT / "tests", ROOT / "benchmarks", *([folder] if folder else [])]
-    environment = {**os.environ, "PYTHONPATH": python_path(*paths)}
-    command = [sys.executable, "tests/benchmarks/device_probe.py", *names]
+FAMILIES = [family for group in gpu_check.BENCHMARKS.values() for family in group]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory) -> dict[str, list[str]]:
+    """What one probe says of all families, and of a broken one; each process imports PyTorch's compiler anew."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "test_broken.py").write_text(BROKEN)
+    paths = python_path(ROOT, ROOT / "tests", ROOT / "benchmarks", folder)
+    command = [sys.executable, "tests/benchmarks/device_probe.py", *FAMILIES, "broken"]
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    said = done.stdout.splitlines()
+    broken = [line for line in said if line.removeprefix("WRONG ").startswith("broken")]
+    return {"broken": broken, "families": [line for line in said if line not in broken]}
 
 
-def test_no_case_makes_or_mixes_in_tensors_of_the_cpu():
-    families = [family for group in gpu_check.BENCHMARKS.values() for family in group]
-    lines = probe(*families)
-    assert [line for line in lines if line.startswith("WRONG") or line.endswith(" 0 cases")] == []
-    assert len(lines) > len(families) == len(set(families))
+def test_no_case_makes_or_mixes_in_tensors_of_the_cpu(lines):
+    said = lines["families"]
+    assert [line for line in said if line.startswith("WRONG") or line.endswith(" 0 cases")] == []
+    assert len(said) > len(FAMILIES) == len(set(FAMILIES))
 
 
-def test_cases_that_do_are_noticed(tmp_path):
-    (tmp_path / "test_broken.py").write_text(BROKEN)
-    lines = probe("broken", folder=tmp_path)
-    assert [line.split(":")[0] for line in lines] == [
+def test_cases_that_do_are_noticed(lines):
+    assert [line.split(":")[0] for line in lines["broken"]] == [
         "WRONG broken (first), ours",
         "WRONG broken (first), eager",
         "WRONG broken (first), torch.compile",
