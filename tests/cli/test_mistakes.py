@@ -80,6 +80,13 @@ def test_a_folder_to_start_from_that_is_none_is_named(kind, name, config, tmp_pa
 
 
 @pytest.mark.parametrize("kind", TRAIN)
+def test_videos_that_are_not_there_are_named(kind, config, tmp_path):
+    folders = [f"{name}={tmp_path}" for name in TRAIN[kind]]
+    message = said("train", kind, "-c", config, *folders, "data.kind=folder", "data.path=nowhere")
+    assert "for data.path, got nowhere" in message
+
+
+@pytest.mark.parametrize("kind", TRAIN)
 @pytest.mark.parametrize("output", ["run.yaml", "run.yaml/run"])
 def test_a_run_that_cannot_be_written_is_named(kind, output, config, tmp_path):
     folders = [f"{name}={tmp_path}" for name in TRAIN[kind]]

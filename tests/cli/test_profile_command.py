@@ -47,6 +47,8 @@ def test_the_shipped_model_is_profiled_where_nothing_is_named():
         (("--preset", "tiny", "--shape", "8x32x32"), "1 + n * 4 frames"),
         (("--preset", "tiny", "--scales", "1,3"), "2x2"),
         (("--preset", "tiny", "--precision", "bf16", "--dtype", "bf16"), "--precision or --dtype, got both"),
+        (("--preset", "tiny", "--seconds", "nan"), "expected --seconds of at least 0, got nan"),
+        (("--preset", "tiny", "--seconds", "-1"), "expected --seconds of at least 0, got -1.0"),
         (("--preset", "tiny", "--json", "."), "expected a file for --json, got the folder ."),
     ],
 )

@@ -80,5 +80,7 @@ def _settings(path: Path, overrides: list[str] | None, schema: type) -> Any:
         folder = getattr(settings, name, None)
         if folder is not None and not Path(folder).is_dir():
             raise ValueError(f"train: expected the folder of a model for {name}, got {folder}")
+    if settings.data.path is not None and not Path(settings.data.path).is_dir():
+        raise ValueError(f"train: expected a folder of videos for data.path, got {settings.data.path}")
     expect_folder("train", "output", Path(settings.output))
     return settings
