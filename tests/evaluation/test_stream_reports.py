@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,11 +107,11 @@ def test_a_context_is_counted_in_latent_frames(units, window, frames):
     assert context_frames(tiny_sprites(units, window=window)) == frames
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
 def test_memory_is_read():
-    kept, size = memory_in_use(torch.device("cpu")), 2**26
-    with mmap.mmap(-1, size) as fresh:  # a tensor may lie in memory that an earlier one left resident
-        fresh.write(b"x" * size)
-        assert memory_in_use(torch.device("cpu")) > kept + size / 2
+    # Not by allocating: what is freed elsewhere meanwhile may be more than that.
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert abs(memory_in_use(torch.device("cpu")) - pages * mmap.PAGESIZE) < 2**24 < pages * mmap.PAGESIZE
 
 
 def test_the_commands_write_reports_and_pictures(tmp_path):
