@@ -27,12 +27,12 @@ demo: $(READY)
 	PYTHONPATH=. $(PYTHON) examples/demo.py
 	PYTHONPATH=. $(PYTHON) examples/stream.py
 
-# Beside the suite, on another core: the CUDA kernels as C++, and where the CPU lacks AVX-512 with BF16, those kernels too.
+# Beside the suite, on another core: the CUDA kernels as C++, and those for AVX-512 where the CPU lacks it or its BF16.
 EMULATED = $(shell grep -qs avx2 /proc/cpuinfo && ! grep -qs avx512_bf16 /proc/cpuinfo && echo emulate)
 test: $(READY)
 	$(MAKE) --jobs=2 --output-sync=target suite $(EMULATED:%=beside-%) beside-cuda-on-cpu PYTHON=$(PYTHON)
 
-# One thread at low priority: threads of two programs that wait for each other on the same cores take several times as long.
+# One thread at low priority: on cores that two programs share, threads wait for threads that do not run.
 beside-%: $(READY)
 	MAX_JOBS=1 OMP_NUM_THREADS=1 nice -n 19 $(MAKE) $* PYTHON=$(PYTHON)
 
