@@ -34,7 +34,7 @@ test: $(READY)
 
 # One thread at low priority: on cores that two programs share, threads wait for threads that do not run.
 beside-%: $(READY)
-	MAX_JOBS=1 OMP_NUM_THREADS=1 nice -n 19 $(MAKE) $* PYTHON=$(PYTHON)
+	OMP_NUM_THREADS=1 nice -n 19 $(MAKE) $* PYTHON=$(PYTHON)
 
 # The + shows its progress, which --output-sync would hold back until the end.
 suite: $(READY)
