@@ -59,7 +59,7 @@ def test_a_quick_model_is_told_from_a_right_one(monkeypatch):
     drawn, captions = real_clips(16, 4, frames=13, faster=1.4)
     monkeypatch.setattr(UnitPipeline, "generate", lambda self, prompts, *, seed: from_uint8(drawn[list(seed)]))
     monkeypatch.setattr(module, "heldout_prompts", lambda count, seed: captions[:count])
-    monkeypatch.setattr(module, "_reconstructed", lambda autoencoder, videos, batch: videos)
+    monkeypatch.setattr(module, "reconstructed", lambda autoencoder, videos, batch: videos)
     rows = look_rows({"model": tiny_sprites()}, clips=16, reference=24, batch=8)
     assert list(rows) == ["real", "reconstructed", "model", "real, 1.40 times as quick", *list(rows)[-2:]]
     near, far, drawn_anew = (rows[name][1].changes for name in list(rows)[1:4])

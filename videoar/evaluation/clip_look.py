@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from videoar.data.captions import COLOURS, DIRECTIONS, SHAPES, SPEEDS, Attributes, caption_of, parse_caption
-from videoar.data.pixels import from_uint8, to_uint8
 from videoar.data.sprites import SpriteConfig, draw_parameters, measure_batch, render_batch
 from videoar.evaluation.adherence import generated, heldout_prompts
 from videoar.evaluation.frechet import DistanceParts, clip_features, distance_parts
-from videoar.evaluation.unit_quality import FLOOR_SEED, REFERENCE_SEED
+from videoar.evaluation.unit_quality import FLOOR_SEED, REFERENCE_SEED, reconstructed
 from videoar.model_folder import write_json
 from videoar.next_unit.pipeline import UnitPipeline
 from videoar.tokenizer.autoencoder import VideoAutoencoder
@@ -137,7 +136,7 @@ def look_rows(
         return clip_look(videos, captions), parts
 
     real, captions = real_clips(clips, FLOOR_SEED, **size)
-    rows = {"real": row(real, captions), "reconstructed": row(_reconstructed(autoencoder, real, batch), captions)}
+    rows = {"real": row(real, captions), "reconstructed": row(reconstructed(autoencoder, real, batch), captions)}
     prompts = heldout_prompts(clips, seed)
     for name, pipeline in pipelines.items():
         rows[name] = row(generated(pipeline, prompts, batch=batch, seed=seed, **options), prompts)
@@ -185,13 +184,6 @@ def look_table(rows: dict[str, tuple[ClipLook, DistanceParts]]) -> str:
         levels = [f"{look.background.mean:.3f} ± {look.background.deviation:.3f}", f"{look.drift.mean:+.3f}"]
         lines.append([name, *lengths, *levels, f"{look.phase:.2f}", *(f"{x:.3f}" for x in parts)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-@torch.no_grad()
-def _reconstructed(autoencoder: VideoAutoencoder, videos: Tensor, batch: int) -> Tensor:
-    device = autoencoder.latent_mean.device
-    decoded = (autoencoder.decode(autoencoder.encode(from_uint8(some).to(device))) for some in videos.split(batch))
-    return torch.cat([to_uint8(video).cpu() for video in decoded])
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -134,18 +135,23 @@ def frechet_distances(pipeline: UnitPipeline, videos: Tensor, *, reference: int,
         clips = (change(real(seed, first, min(batch, count - first))) for first in starts)
         return torch.cat([clip_features(autoencoder, some, batch=batch) for some in clips])
 
-    def reconstructed(clips: Tensor) -> Tensor:
-        return to_uint8(autoencoder.decode(autoencoder.encode(from_uint8(clips).to(pipeline.device)))).cpu()
-
     count = len(videos)
     there = features(REFERENCE_SEED, reference)
     return Distances(
         generated=frechet_distance(clip_features(autoencoder, videos, batch=batch), there),
-        reconstructed=frechet_distance(features(FLOOR_SEED, count, reconstructed), there),
+        reconstructed=frechet_distance(features(FLOOR_SEED, count, partial(reconstructed, autoencoder)), there),
         real=frechet_distance(features(FLOOR_SEED, count), there),
         clips=count,
         reference=reference,
     )
+
+
+@torch.no_grad()
+def reconstructed(autoencoder: VideoAutoencoder, videos: Tensor, batch: int = 32) -> Tensor:
+    """Videos (N, T, H, W, 3) uint8 as the autoencoder reproduces them."""
+    device = autoencoder.latent_mean.device
+    decoded = (autoencoder.decode(autoencoder.encode(from_uint8(some).to(device))) for some in videos.split(batch))
+    return torch.cat([to_uint8(video).cpu() for video in decoded])
 
 
 def seconds_per_clip(pipeline: UnitPipeline, captions: list[str], clips: int) -> float:
